@@ -1,0 +1,54 @@
+# make demo and make test work on a fresh machine with Python 3.11+, git and make.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STRUCTURES ?=
+DEMO := $(if $(STRUCTURES),configs/campaign/demo_real.yaml structures=$(STRUCTURES),configs/campaign/demo.yaml)
+# uv reads its own variable for local wheels; hand it pip's where only that one is set.
+export UV_FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
+# Long sockets paths break Ray; tests and the demo need no remote telemetry either.
+export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: setup demo test faults lint format bench docs clean help
+
+help:
+	@echo "make demo [STRUCTURES=path]   the whole road: structures -> shards -> align -> evaluate -> release"
+	@echo "make test                     the test suite"
+	@echo "make lint | bench | docs | faults | setup"
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 14) else "error: Python 3.11 to 3.13 is needed; set PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check uv
+	$(RUN) -m uv pip install --quiet --python $(RUN) -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: setup
+	$(RUN) -m cluster run $(DEMO)
+
+test: setup
+	$(RUN) -m pytest -m "not long" -q
+
+faults: setup
+	$(RUN) -m pytest tests/faults -q
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: setup
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: setup
+	@for name in $$(cd tests/benchmarks && ls *.py | grep -v '^_' | sed 's/\.py$$//'); do echo "== $$name"; $(RUN) -m tests.benchmarks.$$name || exit 1; done
+
+docs: setup
+	$(RUN) -m uv pip install --quiet --python $(RUN) -c constraints.txt -e '.[docs]'
+	$(RUN) -m mkdocs build --strict --site-dir site
+
+clean:
+	rm -rf demo site .pytest_cache .ruff_cache
