@@ -63,3 +63,5 @@ class EvalConfig(Config):
     """Log metrics to the checkpoint's logged model where the run was tracked."""
     poll_seconds: float = Field(default=2.0, gt=0)
     """How often `--follow` looks for a new checkpoint."""
+    stall_seconds: float = Field(default=3600.0, gt=0)
+    """`--follow` gives up when a running run shows no sign of life (status, metrics, checkpoints) for this long."""

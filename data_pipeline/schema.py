@@ -116,6 +116,15 @@ def encode_facts(sample: Sample) -> bytes:
         "high_quality": sample.high_quality,
         "facts": sample.facts,
     }
+    return _dump_facts(content)
+
+
+def place_facts(facts: bytes, cluster: int, high_quality: bool) -> bytes:
+    """The `<key>.json` member with its cluster and quality flag set, which are known only after all chains are."""
+    return _dump_facts({**json.loads(facts), "cluster": cluster, "high_quality": high_quality})
+
+
+def _dump_facts(content: dict[str, Any]) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 

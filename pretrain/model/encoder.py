@@ -1,0 +1,86 @@
+"""The protein language model: ESM-2 or AMPLIFY over packed sequences, without any work on padding."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.batch import Packed
+from pretrain.model.attention import RotaryTable
+from pretrain.model.heads import TiedLanguageHead, UntiedLanguageHead
+from pretrain.model.layers import Layer, layer_norm
+from pretrain.model.shape import TrunkShape
+
+EMBEDDING_STD = 0.02
+TRAINED_MASK_RATIO = 0.15 * 0.8
+"""Share of tokens that were `<mask>` when ESM-2 was trained; its token dropout rescales to it."""
+
+
+class Encoder(nn.Module):
+    """A trunk with its masked-language-model head.
+
+    `forward` gives the hidden state that structure losses align: for ESM-2 after the final LayerNorm, for AMPLIFY the
+    last layer's output before the final RMSNorm (which belongs to the language head).
+    """
+
+    def __init__(self, shape: TrunkShape) -> None:
+        super().__init__()
+        self.shape = shape
+        esm2 = shape.family == "esm2"
+        self.embedding = nn.Embedding(len(shape.alphabet), shape.width)
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+        self.rotary = RotaryTable(shape.head_width)
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.final_norm = layer_norm(shape.width) if esm2 else nn.Identity()
+        self.lm_head = TiedLanguageHead(shape, self.embedding.weight) if esm2 else UntiedLanguageHead(shape)
+
+    def forward(self, packed: Packed) -> Tensor:
+        """[T, D]: the aligned hidden state of every token."""
+        hidden, rotary = self._start(packed)
+        for layer in self.layers:
+            hidden = layer(hidden, rotary, packed.lengths)
+        return self.final_norm(hidden)
+
+    def lm_logits(self, hidden: Tensor) -> Tensor:
+        """[M, V] of rows [M, D] of the aligned hidden state."""
+        return self.lm_head(hidden)
+
+    def layer_states(self, packed: Packed) -> list[Tensor]:
+        """layers + 1 tensors [T, D]: the embedding, then every layer's output, the last as `forward` gives it."""
+        states = list(self._walk(packed))
+        return [*states[:-1], self.final_norm(states[-1])]
+
+    def attention_maps(self, packed: Packed) -> list[Tensor]:
+        """Per protein float32 [layers * heads, n, n] attention probabilities, special tokens included (evaluation)."""
+        maps: list[list[Tensor]] = []
+        for _ in self._walk(packed, maps):
+            pass
+        return [torch.cat([layer[i] for layer in maps]) for i in range(len(packed.lengths))]
+
+    def _walk(self, packed: Packed, maps: list[list[Tensor]] | None = None) -> Iterator[Tensor]:
+        hidden, rotary = self._start(packed)
+        yield hidden
+        for layer in self.layers:
+            hidden = layer(hidden, rotary, packed.lengths, maps)
+            yield hidden
+
+    def _start(self, packed: Packed) -> tuple[Tensor, Tensor]:
+        """Embedded tokens [T, D] and rotary table [T, d / 2]."""
+        hidden = self.embedding(packed.tokens)
+        if self.shape.family == "esm2":
+            scale = token_dropout_scale(packed.tokens, packed.lengths, self.shape.alphabet.mask_id)
+            hidden = hidden * scale[:, None].to(hidden.dtype)
+        return hidden, self.rotary(packed.positions)
+
+
+def token_dropout_scale(tokens: Tensor, lengths: Sequence[int], mask_id: int) -> Tensor:
+    """float32 [T]: ESM-2's factor on embeddings, 0 at `<mask>` and (1 - trained) / (1 - observed mask ratio) elsewhere.
+
+    The observed ratio is counted per protein over all its tokens, special ones included.
+    """
+    masked = tokens == mask_id
+    sizes = torch.tensor(lengths, device=tokens.device)
+    protein = torch.repeat_interleave(sizes, output_size=len(tokens))
+    counts = torch.zeros(len(sizes), device=tokens.device).index_add_(0, protein, masked.float())
+    scale = (1 - TRAINED_MASK_RATIO) / (1 - counts / sizes)
+    return scale[protein].masked_fill(masked, 0.0)

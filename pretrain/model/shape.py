@@ -1,0 +1,45 @@
+"""The dimensions that define a trunk."""
+
+from dataclasses import dataclass
+
+from configs.train import AMPLIFY_SIZES, ESM2_SIZES, TrunkConfig
+from pretrain.vocab import Alphabet, alphabet
+
+NORM_EPS = 1e-5
+ROTARY_BASE = 10000.0
+
+
+@dataclass(frozen=True)
+class TrunkShape:
+    """Architecture family and dimensions of a trunk; everything its parameters' shapes follow from."""
+
+    family: str
+    """`esm2` or `amplify`."""
+    layers: int
+    width: int
+    heads: int
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def inner_width(self) -> int:
+        """Hidden units of the feed-forward network: 4 x width for ESM-2; for SwiGLU two thirds of that, up to a
+        multiple of 8 (the published 1712 and 2560)."""
+        if self.family == "esm2":
+            return 4 * self.width
+        return 8 * -(-int(2 * 4 * self.width / 3) // 8)
+
+    @property
+    def alphabet(self) -> Alphabet:
+        return alphabet(self.family)
+
+
+def trunk_shape(config: TrunkConfig) -> TrunkShape:
+    """The shape of a published or custom trunk."""
+    if config.model == "custom":
+        # The config's own validation lets no custom trunk through without its dimensions.
+        return TrunkShape(config.family, config.layers or 0, config.width or 0, config.heads or 0)
+    family = "esm2" if config.model in ESM2_SIZES else "amplify"
+    return TrunkShape(family, *(ESM2_SIZES | AMPLIFY_SIZES)[config.model])

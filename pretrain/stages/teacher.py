@@ -1,0 +1,64 @@
+"""Stage `teacher`: a GearNet trained by Multiview Contrast on the shards' structures."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from configs.errors import UserError
+from configs.train import TrainConfig
+from data_pipeline.reader import ShardReader
+from pretrain.feed import Fed, chosen_chains, pool_stream
+from pretrain.losses.terms import Terms
+from pretrain.sampler import Crop, Plan, Position
+from pretrain.teachers.multiview import MultiviewModel, Views, make_views, multiview_loss
+
+
+class TeacherStage:
+    """Model, data and losses of one teacher run."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        if config.teacher.kind != "gearnet":
+            raise UserError(f"stage 'teacher' trains a gearnet, not teacher.kind={config.teacher.kind!r}")
+        self._config = config
+        self._reader = ShardReader(config.data.shards, verify=config.data.verify)
+        self._samples, self._residues = chosen_chains(self._reader, config.data)
+        if len(self._samples) < 2 * config.engine.num_workers:
+            raise UserError(
+                f"stage 'teacher': {len(self._samples)} chains for {config.engine.num_workers} workers;"
+                " every worker needs two, so use fewer workers or more chains"
+            )
+        torch.manual_seed(config.seed)
+        self.model: nn.Module = MultiviewModel(config.teacher)
+        self.data_sha256 = self._reader.manifest_sha256
+        self.pools_per_epoch = len(self._plan(0))
+
+    def batches(self, position: Position, rank: int, world_size: int) -> Iterator[Fed]:
+        return pool_stream(self._plan, self._views, position, rank, world_size)
+
+    def to(self, device: torch.device) -> None:
+        """Nothing stands beside the wrapped model."""
+
+    def loss(self, model: nn.Module, batch: Views) -> Terms:
+        return multiview_loss(model, batch.to(next(model.parameters()).device))
+
+    def _plan(self, epoch: int) -> Plan:
+        return plan_proteins(
+            self._samples, self._residues, self._config.seed, epoch, self._config.teacher.multiview.proteins_per_batch
+        )
+
+    def _views(self, crops: list[Crop], epoch: int) -> Views:
+        """Views of whole chains; drawn anew each epoch, by a generator that only these chains decide."""
+        numbers = [crop.sample for crop in crops]
+        random = np.random.default_rng([self._config.seed, epoch, *numbers])
+        samples = [self._reader.sample(self._config.data.split, number) for number in numbers]
+        return make_views(samples, self._config.teacher.multiview, random)
+
+
+def plan_proteins(samples: np.ndarray, residues: np.ndarray, seed: int, epoch: int, proteins_per_batch: int) -> Plan:
+    """Pools of `proteins_per_batch` whole chains, shuffled; a remainder that fills no pool is left out this epoch."""
+    wanted = min(proteins_per_batch, len(samples))
+    order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(len(samples))
+    order = order[: len(order) // wanted * wanted]
+    return Plan(samples[order], np.zeros_like(order), residues[order], np.arange(len(order) + 1), wanted)

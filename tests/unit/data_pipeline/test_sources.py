@@ -1,0 +1,134 @@
+import dataclasses
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from configs.errors import UserError
+from data_pipeline.sources import CompressedTarSource, Entry, open_source, read_entry
+from data_pipeline.structure.chain import StructureError
+
+FILES = {
+    "b/2xyz.cif.gz": b"second",
+    "a.pdb": b"first",
+    "b/notes.txt": b"not a structure",
+    "b/c/3.bcif": b"third",
+    "A.ENT": b"upper case",
+    ".hidden.pdb": b"hidden",
+    "b/manifest.json": b"{}",
+    "empty.mmcif": b"",
+}
+NAMES = ["A.ENT", "a.pdb", "b/2xyz.cif.gz", "b/c/3.bcif", "empty.mmcif"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, content in FILES.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(content)
+    return tmp_path / "in"
+
+
+def write_tar(path: Path, mode: str, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, mode) as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo("link.pdb")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    return path
+
+
+def contents(entries: list[Entry]) -> dict[str, bytes]:
+    return {entry.name: read_entry(entry) for entry in entries}
+
+
+def test_a_folder_lists_its_structure_files_sorted_by_name(folder: Path) -> None:
+    entries = list(open_source(folder).entries())
+    assert [entry.name for entry in entries] == NAMES
+    assert contents(entries) == {name: FILES[name] for name in NAMES}
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [("tar", "w"), ("tar.gz", "w:gz"), ("tar.xz", "w:xz"), ("tgz", "w:gz")])
+def test_a_tar_lists_the_same_as_the_folder(tmp_path: Path, suffix: str, mode: str) -> None:
+    archive = write_tar(tmp_path / f"x.{suffix}", mode, list(FILES.items()))
+    entries = list(open_source(archive, cache=tmp_path / "cache").entries())
+    assert [entry.name for entry in entries] == NAMES
+    assert contents(entries) == {name: FILES[name] for name in NAMES}
+    assert all(entry.length == len(FILES[entry.name]) for entry in entries)
+
+
+def test_entries_travel_between_processes(folder: Path) -> None:
+    entry = next(open_source(folder).entries())
+    assert pickle.loads(pickle.dumps(entry)) == entry
+    assert len(pickle.dumps(entry)) < 500
+    assert all(isinstance(value, str | int | None) for value in dataclasses.asdict(entry).values())
+
+
+def test_of_members_with_one_name_the_last_counts(tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "x.tar", "w", [("a.pdb", b"old"), ("a.pdb", b"newer")])
+    assert contents(list(open_source(archive).entries())) == {"a.pdb": b"newer"}
+
+
+def test_a_compressed_archive_is_unpacked_once_until_it_changes(tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "x.tar.gz", "w:gz", [("a.pdb", b"old")])
+    source = CompressedTarSource(archive, tmp_path / "cache")
+    first = list(source.entries())
+    (copy,) = (tmp_path / "cache").iterdir()
+    written = copy.stat().st_ino
+    assert list(source.entries()) == first
+    assert copy.stat().st_ino == written
+    assert copy.stat().st_mtime_ns == archive.stat().st_mtime_ns
+    write_tar(archive, "w:gz", [("a.pdb", b"a newer and longer one")])
+    assert contents(list(source.entries())) == {"a.pdb": b"a newer and longer one"}
+
+
+def test_a_single_file_is_a_source_of_one(folder: Path) -> None:
+    (entry,) = open_source(folder / "b/2xyz.cif.gz").entries()
+    assert (entry.name, read_entry(entry)) == ("2xyz.cif.gz", b"second")
+
+
+def test_what_is_not_there_or_not_known_is_a_mistake_of_the_user(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such file or folder; set source\.path"):
+        open_source(tmp_path / "nowhere")
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"ends in none of \.pdb"):
+        open_source(tmp_path / "a.zip")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "readme.txt").touch()
+    with pytest.raises(UserError, match="no structure files"):
+        list(open_source(tmp_path / "none").entries())
+    for name, mode in (("x.tar", "w"), ("x.tar.gz", "w:gz")):
+        archive = write_tar(tmp_path / name, mode, [("a.txt", b"x")])
+        with pytest.raises(UserError, match="no structure files"):
+            list(open_source(archive, cache=tmp_path / "cache").entries())
+
+
+@pytest.mark.parametrize(("name", "mode"), [("x.tar", "w"), ("x.tar.gz", "w:gz"), ("x.tar.xz", "w:xz")])
+def test_a_cut_archive_is_a_mistake_of_the_user_and_leaves_nothing(tmp_path: Path, name: str, mode: str) -> None:
+    random = b"".join(bytes([i * 7919 % 251]) * (i % 13) for i in range(9000))
+    archive = write_tar(tmp_path / name, mode, [("a.pdb", random), ("b.pdb", random[::-1])])
+    data = archive.read_bytes()
+    archive.write_bytes(data[: len(data) // 2])
+    cache = tmp_path / "cache"
+    with pytest.raises(UserError, match="damaged or cut"):
+        list(open_source(archive, cache=cache).entries())
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_a_file_that_goes_away_after_listing_is_unreadable(folder: Path, tmp_path: Path) -> None:
+    entry = next(open_source(folder).entries())
+    Path(entry.path).unlink()
+    with pytest.raises(StructureError) as caught:
+        read_entry(entry)
+    assert caught.value.reason == "unreadable"
+    archive = write_tar(tmp_path / "x.tar", "w", [("a.pdb", b"0123456789")])
+    (entry,) = open_source(archive).entries()
+    archive.write_bytes(archive.read_bytes()[:515])
+    with pytest.raises(StructureError) as caught:
+        read_entry(entry)
+    assert caught.value.reason == "unreadable"

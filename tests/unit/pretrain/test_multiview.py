@@ -1,0 +1,94 @@
+"""Multiview Contrast: views, loss, and that it learns."""
+
+import numpy as np
+import pytest
+import torch
+
+from configs.train import GearNetConfig, MultiviewConfig, TeacherConfig
+from pretrain.teachers.multiview import MultiviewModel, make_views, multiview_loss
+from pretrain.teachers.residue_graph import protein_graph
+from tests.unit.pretrain.chains import make_chain
+
+TEACHER = TeacherConfig(gearnet=GearNetConfig(layers=2, width=32))
+SAMPLES = [make_chain(60, seed) for seed in range(12)]
+
+
+def test_views_are_a_function_of_the_generators_state() -> None:
+    first, second, third = (make_views(SAMPLES[:3], MultiviewConfig(), np.random.default_rng(s)) for s in (1, 1, 2))
+    assert torch.equal(first.graphs.types, second.graphs.types)
+    assert torch.equal(first.graphs.adjacency.as_tensor(), second.graphs.adjacency.as_tensor())
+    assert first.graphs.sizes != third.graphs.sizes
+
+
+def test_views_are_runs_of_residues_or_balls_of_the_configured_size() -> None:
+    config = MultiviewConfig(crop_residues=30, ball_radius=9.0, edge_mask=0.0)
+    views = make_views(SAMPLES, config, np.random.default_rng(0))
+    runs = [size for size in views.graphs.sizes if size == 30]
+    balls = []
+    for sample in SAMPLES:
+        ca = protein_graph(sample).positions
+        balls += (np.linalg.norm(ca[:, None] - ca[None], axis=-1) <= 9.0).sum(1).tolist()
+    assert 4 <= len(runs) < len(views.graphs.sizes)
+    assert set(views.graphs.sizes) <= {30} | set(balls)
+
+
+def test_a_chain_shorter_than_the_crop_is_taken_whole() -> None:
+    config = MultiviewConfig(crop_residues=50, ball_radius=1000.0)
+    views = make_views([make_chain(20, 1)], config, np.random.default_rng(0))
+    assert views.graphs.sizes == (20, 20)
+
+
+def test_the_edge_mask_removes_its_fraction_of_edges() -> None:
+    sample, rng = make_chain(600, 1), np.random.default_rng(0)
+    every, kept = (
+        make_views([sample], MultiviewConfig(crop_residues=600, ball_radius=1e4, edge_mask=mask), rng)
+        for mask in (0, 0.15)
+    )
+    fraction = kept.graphs.adjacency.shape[1] / every.graphs.adjacency.shape[1]
+    # About 30,000 edges: the standard deviation of the fraction is 0.002.
+    assert fraction == pytest.approx(0.85, abs=0.01)
+
+
+def test_the_loss_is_the_info_nce_of_first_against_second_views() -> None:
+    torch.manual_seed(0)
+    model = MultiviewModel(TEACHER).eval()
+    views = make_views(SAMPLES[:5], MultiviewConfig(temperature=0.1), np.random.default_rng(0))
+    terms = multiview_loss(model, views)
+    with torch.no_grad():
+        first, second = model(views).chunk(2)
+        logits = first @ second.T / 0.1
+        target = torch.arange(5)
+        expected = sum(torch.nn.functional.cross_entropy(x, target) for x in (logits, logits.T)) / 2
+    # float32 losses of size 1
+    assert terms.total(1).item() == pytest.approx(expected.item(), abs=1e-5)
+    logged = terms.logged()
+    assert logged["loss_multiview"] == pytest.approx(expected.item(), abs=1e-5)
+    assert logged["accuracy_multiview"] == pytest.approx((logits.argmax(1) == target).float().mean().item())
+
+
+def test_every_parameter_has_a_gradient() -> None:
+    torch.manual_seed(0)
+    model = MultiviewModel(TEACHER)
+    multiview_loss(model, make_views(SAMPLES[:4], MultiviewConfig(), np.random.default_rng(0))).total(1).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_training_makes_views_of_unseen_crops_recognisable() -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    model, config = MultiviewModel(TEACHER), MultiviewConfig()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    losses = []
+    for _ in range(25):
+        terms = multiview_loss(model, make_views(SAMPLES, config, rng))
+        optimizer.zero_grad()
+        terms.total(1).backward()
+        optimizer.step()
+        losses.append(terms.logged()["loss"])
+    with torch.no_grad():
+        accuracy = multiview_loss(model.eval(), make_views(SAMPLES, config, rng)).logged()["accuracy_multiview"]
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    # Chance is 1 in 12.
+    assert accuracy >= 0.5

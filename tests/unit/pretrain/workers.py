@@ -1,0 +1,92 @@
+"""Worker processes that stay alive between trainings, so that tests pay the start of torch and DeepSpeed once.
+
+`python -m tests.unit.pretrain.workers` is one worker: it reads a JSON command per line and answers with one.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.loading import dump_config, validate
+from configs.train import TrainConfig
+from tests.unit.pretrain.training import ROOT
+
+
+class Workers:
+    """`size` processes in one world, which train what they are told, together."""
+
+    def __init__(self, size: int, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self._logs = [folder / f"worker-{size}-{rank}.log" for rank in range(size)]
+        self._processes = [self._start(rank, size, port, log) for rank, log in enumerate(self._logs)]
+
+    def train(self, config: TrainConfig, stop_after: int | None = None) -> dict[str, Any]:
+        """Rank 0's outcome of one training; with `stop_after`, as if SIGTERM came in that step."""
+        command = json.dumps({"config": dump_config(config), "stop_after": stop_after})
+        for process in self._processes:
+            process.stdin.write(command + "\n")
+            process.stdin.flush()
+        answers = [process.stdout.readline() for process in self._processes]
+        assert all(answers), "\n".join(log.read_text()[-3000:] for log in self._logs)
+        return json.loads(answers[0])
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.stdin.close()
+        for process in self._processes:
+            process.wait(timeout=60)
+            process.stdout.close()
+
+    def _start(self, rank: int, size: int, port: int, log: Path) -> subprocess.Popen:
+        environment = {
+            **os.environ,
+            "RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, "-m", "tests.unit.pretrain.workers"]
+        with log.open("w") as errors:
+            return subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+
+def main() -> None:
+    """Answer commands until stdin ends."""
+    from pretrain.run_folder import RunFolder
+    from pretrain.worker import run_worker
+
+    log, stop_after = RunFolder.log, None
+
+    def log_and_stop(run: RunFolder, row: dict[str, float]) -> None:
+        log(run, row)
+        run.terminated = row["step"] == stop_after
+
+    RunFolder.log = log_and_stop
+    for line in sys.stdin:
+        command = json.loads(line)
+        stop_after = command["stop_after"]
+        config = validate(TrainConfig, yaml.safe_load(command["config"]), "test")
+        (config.runs / config.name).mkdir(parents=True, exist_ok=True)
+        print(json.dumps(run_worker(config)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
