@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STRUCTURES ?=
-DEMO := $(if $(STRUCTURES),configs/campaign/demo_real.yaml structures=$(STRUCTURES),configs/campaign/demo.yaml)
+DEMO := configs/campaign/demo.yaml $(if $(STRUCTURES),structures=$(STRUCTURES) root=demo-structures)
 # uv reads its own variable for local wheels; hand it pip's where only that one is set.
 export UV_FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
-# Long sockets paths break Ray; tests and the demo need no remote telemetry either.
+# Nothing calls home.
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
@@ -23,7 +23,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 14) else "error: Python 3.11 to 3.13 is needed; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check uv
-	$(RUN) -m uv pip install --quiet --python $(RUN) -c constraints.txt -e '.[test]'
+	$(RUN) -m uv pip install --quiet --compile-bytecode --python $(RUN) -c constraints.txt -e '.[test]'
 	@touch $@
 
 demo: setup
@@ -51,4 +51,4 @@ docs: setup
 	$(RUN) -m mkdocs build --strict --site-dir site
 
 clean:
-	rm -rf demo site .pytest_cache .ruff_cache
+	rm -rf demo demo-structures site .pytest_cache .ruff_cache

@@ -37,7 +37,7 @@ Job = Annotated[str, typer.Argument(help="Id, as `list` shows it.")]
 
 @app.command(
     epilog="Examples: `python -m cluster run configs/campaign/demo.yaml`; "
-    "`python -m cluster run configs/campaign/demo_real.yaml structures=pdbs root=work`"
+    "`python -m cluster run configs/campaign/demo.yaml structures=pdbs root=work`"
 )
 def run(
     campaign: Annotated[Path, typer.Argument(help="YAML file of the campaign.")],

@@ -24,6 +24,8 @@ def local_cluster() -> Iterator[str]:
         yield address
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Two programs share the cores (a run and its evaluation): threads that wait must sleep, not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import ray
 
     began = time.monotonic()

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -12,6 +13,28 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from configs.errors import UserError
 
 C = TypeVar("C", bound="Config")
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.2's scalars: only true and false are booleans (not `off` or `no`), and 1e-4 is a number."""
+
+
+_Yaml.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^(?:[-+]?(?:\.\d+|\d+\.\d*)(?:[eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
 
 
 class Config(BaseModel):
@@ -55,7 +78,7 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise UserError(f"{path}: `extends` goes in a circle ({' -> '.join(map(str, seen))}); remove one of the links")
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        tree = yaml.load(path.read_text(), Loader=_Yaml) or {}
     except FileNotFoundError:
         raise UserError(f"config {path}: no such file; {_files_nearby(path)}") from None
     except IsADirectoryError:
@@ -90,7 +113,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             child = tree[parent] = {}
         tree = child
     try:
-        tree[leaf] = yaml.safe_load(text)
+        tree[leaf] = yaml.load(text, Loader=_Yaml)
     except yaml.YAMLError:
         tree[leaf] = text
 

@@ -4,17 +4,18 @@ Compressed archives cannot be read from the middle: the structure files of one a
 tar in a cache folder (`cache`, else `$XDG_CACHE_HOME/saplm/archives`), which every process must see.
 """
 
+import bz2
 import gzip
 import hashlib
 import logging
+import lzma
 import os
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from configs.errors import UserError
 from data_pipeline.structure.chain import StructureError
@@ -24,7 +25,8 @@ log = logging.getLogger("data_pipeline")
 
 TAR_SUFFIX = ".tar"
 COMPRESSED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
-_DAMAGE = (tarfile.TarError, EOFError, zlib.error, LZMAError, gzip.BadGzipFile)
+_CHUNK_BYTES = 2**20
+_DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,8 @@ class TarSource:
                 for member in archive:
                     if _is_structure_member(member):
                         found[member.name] = Entry(member.name, str(self.path), member.offset_data, member.size)
+                end = archive.offset
+            _check_end(self.path, end)
         except _DAMAGE as error:
             raise _damaged(self.path, error) from None
         if not found:
@@ -181,17 +185,40 @@ def _copy_structures(compressed: Path, place: Path) -> None:
     copied = 0
     with tarfile.open(place, "w:", format=tarfile.PAX_FORMAT) as copy:
         try:
-            with tarfile.open(compressed, "r|*") as archive:
+            with _decompressed(compressed) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
                 for member in archive:
                     if _is_structure_member(member):
                         plain = tarfile.TarInfo(member.name)
                         plain.size = member.size
                         copy.addfile(plain, archive.extractfile(member))
                         copied += 1
+                # Only the stream's own end shows that nothing is missing: tarfile takes any end for the archive's.
+                while stream.read(_CHUNK_BYTES):
+                    pass
         except _DAMAGE as error:
             raise _damaged(compressed, error) from None
     if not copied:
         raise _nothing_in(compressed)
+
+
+def _decompressed(path: Path) -> BinaryIO:
+    """The archive's bytes, from a reader that raises when the compressed stream is cut."""
+    name = path.name.lower()
+    if name.endswith(("xz", "txz")):
+        return lzma.open(path)
+    return bz2.open(path) if name.endswith(("bz2", "tbz2")) else gzip.open(path)
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """A tar ends with blocks of zeros; without them it was cut, which tarfile does not tell.
+
+    Raises:
+        tarfile.ReadError: there is no such block at `offset`.
+    """
+    with open(path, "rb") as file:
+        file.seek(offset)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("no end-of-archive mark")
 
 
 def _is_structure_member(member: tarfile.TarInfo) -> bool:

@@ -200,7 +200,7 @@ def contact_figure(key: str, contacts: np.ndarray, probability: np.ndarray, know
         figure = Figure(figsize=(5.4, 4.6), layout="constrained")
         axes: Axes = figure.subplots()
         image = axes.imshow(shown, cmap=colours, vmin=0, vmax=1, origin="upper", interpolation="nearest")
-        axes.set_title(f"Contacts of {key}: true (below) and predicted (above)")
+        axes.set_title(f"{key}\ntrue (below), predicted (above)")
         axes.set_xlabel("residue")
         axes.set_ylabel("residue")
         figure.colorbar(image, ax=axes, label="contact probability", shrink=0.85)

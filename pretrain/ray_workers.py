@@ -83,6 +83,7 @@ def _cluster(engine: EngineConfig) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
+        _check_resources(engine)
         yield
         return
     address = engine.address or os.environ.get("RAY_ADDRESS") or "local"
@@ -94,7 +95,7 @@ def _cluster(engine: EngineConfig) -> Iterator[None]:
         cpus = max(os.cpu_count() or 1, engine.num_workers * engine.cpus_per_worker)
         options |= {"include_dashboard": False, "num_cpus": cpus}
     try:
-        ray.init(address=address, logging_level=logging.WARNING, **options)
+        ray.init(address=address, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         problem = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(

@@ -65,8 +65,8 @@ class Tracker:
     def _follow(self) -> None:
         while not (self._folder / METRICS).exists():
             # Nothing to tell yet, and the import of MLflow would slow down the start of training.
-            if self._closing.wait(POLL_SECONDS):
-                break
+            if self._closing.wait(POLL_SECONDS) and not (self._folder / METRICS).exists():
+                return
         client = None
         while True:
             closing = self._closing.is_set()

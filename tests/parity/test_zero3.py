@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from configs.train import TrainConfig
+from pretrain.checkpoints import open_checkpoint
 from pretrain.engine import make_optimizer
 from pretrain.run_folder import METRICS, read_metrics, run_path
 from pretrain.sampler import Position
 from pretrain.schedule import learning_rate_factor
 from pretrain.stages.align import AlignStage
+from tests.unit.pretrain.test_stages import TEACHER
 from tests.unit.pretrain.training import make_config, write_task
 from tests.unit.pretrain.workers import Workers
 
@@ -122,6 +124,18 @@ def test_two_workers_then_one_then_two_are_one_run(bench: Bench, one_worker: lis
     bench.train("elastic", 2, stop_after=3)
     bench.train("elastic", 1, stop_after=6, engine__zero_stage=1)
     assert bench.train("elastic", 2) == pytest.approx(one_worker, abs=TOLERANCE)
+
+
+def test_a_teacher_continues_with_its_batch_statistics(bench: Bench) -> None:
+    weights = []
+    for name, stops in (("teacher", ()), ("teacher-stopped", (3,))):
+        for stop in (*stops, None):
+            bench.train(name, 1, stop_after=stop, **TEACHER, optimizer__steps=6)
+        weights.append(open_checkpoint(run_path(bench.config(name))).weights())
+    assert any("running_mean" in name for name in weights[0])
+    for name, value in weights[0].items():
+        # One worker, the same sums in the same order.
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-6, msg=name)
 
 
 def test_bf16_continues_from_its_float32_copies(bench: Bench) -> None:

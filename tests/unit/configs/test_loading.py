@@ -6,7 +6,7 @@ import pytest
 
 from configs.build import BuildConfig
 from configs.errors import UserError
-from configs.loading import dump_config, load_config
+from configs.loading import _apply, dump_config, load_config
 from configs.train import TrainConfig
 
 
@@ -90,3 +90,23 @@ def test_a_training_config_that_cannot_run_is_refused_before_anything_starts(
     text = "stage: align\nname: x\ndata: {shards: s}\ntrunk: {layers: 2, width: 32, heads: 4}\n"
     with pytest.raises(UserError, match=message):
         load_config(TrainConfig, write(tmp_path, "a.yaml", text), overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("off", "off"),
+        ("no", "no"),
+        ("1e-4", 1e-4),
+        ("3", 3),
+        ("-2.5E3", -2500.0),
+        (".5", 0.5),
+        ("true", True),
+        ("2", 2),
+    ],
+)
+def test_scalars_are_read_as_yaml_1_2_reads_them(text: str, value: object) -> None:
+    tree: dict[str, object] = {}
+    _apply(tree, f"key={text}")
+    assert tree["key"] == value
+    assert type(tree["key"]) is type(value)
