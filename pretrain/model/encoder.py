@@ -11,7 +11,6 @@ from pretrain.model.heads import TiedLanguageHead, UntiedLanguageHead
 from pretrain.model.layers import Layer, layer_norm
 from pretrain.model.shape import TrunkShape
 
-EMBEDDING_STD = 0.02
 TRAINED_MASK_RATIO = 0.15 * 0.8
 """Share of tokens that were `<mask>` when ESM-2 was trained; its token dropout rescales to it."""
 
@@ -28,7 +27,8 @@ class Encoder(nn.Module):
         self.shape = shape
         esm2 = shape.family == "esm2"
         self.embedding = nn.Embedding(len(shape.alphabet), shape.width)
-        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+        # Rows of unit length: the tied head's logits start with unit variance, whatever the width.
+        nn.init.normal_(self.embedding.weight, std=shape.width**-0.5)
         self.rotary = RotaryTable(shape.head_width)
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
         self.final_norm = layer_norm(shape.width) if esm2 else nn.Identity()

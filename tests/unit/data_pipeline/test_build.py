@@ -16,19 +16,42 @@ from data_pipeline.build import build, run_build
 from data_pipeline.manifest import Manifest
 from data_pipeline.reader import ShardReader
 from data_pipeline.synthetic import write_synthetic
+from tests.unit.data_pipeline.structure.models import gemmi_structure, helix, mmcif_bytes, pdb_bytes
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 SMALL = SyntheticConfig(num_folds=2, families_per_fold=2, members_per_family=3, max_residues=80)
+
+
+def dna_only() -> bytes:
+    """A PDB entry with one strand of DNA."""
+    strand = gemmi_structure({"A": ("A" * 10, helix(10))})
+    for residue in strand[0][0]:
+        residue.name = "DA"
+        for atom in residue:
+            atom.name = f"{atom.name[0]}1'"
+    strand.entities.clear()
+    strand.setup_entities()
+    return pdb_bytes(strand)
+
+
+def truncated_mmcif() -> bytes:
+    """An mmCIF file whose download broke off at three quarters."""
+    whole = mmcif_bytes(gemmi_structure({"A": ("ACDEFGHIKL" * 4, helix(40))}))
+    return whole[: len(whole) * 3 // 4]
+
+
 BAD_FILES = {
     "empty.pdb": (b"", "empty_file"),
     "page.pdb": (b"<!DOCTYPE html><html><body>404</body></html>", "not_a_structure"),
+    "cut.cif": (truncated_mmcif(), "truncated"),
+    "dna.pdb": (dna_only(), "no_protein"),
 }
 
 
 @pytest.fixture(scope="module")
 def structures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve synthetic entries and two bad files."""
+    """Twelve synthetic entries and the bad files."""
     folder = tmp_path_factory.mktemp("structures")
     write_synthetic(SMALL, folder)
     for name, (content, _) in BAD_FILES.items():
