@@ -55,7 +55,7 @@ class Progress:
             since, before = self._shown[stage.name]
             if now - since >= QUIET_SECONDS and (line := last_line(stage.log)) != before:
                 self._shown[stage.name] = (now, line)
-                self._console.print(self._line(stage, line))
+                self._console.print(self._line(stage, line), soft_wrap=True)
 
     def ended(self, stage: Running) -> None:
         self._print(f"{stage.name:{self._width}}  done in {stage.seconds:.0f} s")
