@@ -18,17 +18,11 @@ from cluster.artifacts import (
     read_training,
 )
 from configs.campaign import CampaignConfig
+from configs.evaluate import metric_label
 
 WIDTH = 100
 LOSS_NAMES = {"loss": "total", "loss_mlm": "masked language", "loss_structure": "3Di", "loss_contrast": "contrast"}
-METRIC_NAMES = {
-    ("pseudo_perplexity", "pseudo_perplexity"): "pseudo-perplexity (lower is better)",
-    ("threedi", "accuracy"): "3Di accuracy, own head",
-    ("threedi_fitted", "accuracy"): "3Di accuracy, head fitted afterwards",
-    ("threedi_lookup", "accuracy"): "3Di accuracy, residue-type lookup",
-    ("threedi_majority", "accuracy"): "3Di accuracy, majority state",
-    ("secondary_structure", "q3"): "secondary structure Q3, linear probe",
-}
+LOWER_IS_BETTER = "pseudo_perplexity"
 
 
 @dataclass(frozen=True)
@@ -149,11 +143,8 @@ def closing_note(contenders: Sequence[Contender], manifest: dict | None, last: E
 
 
 def metric_name(task: str, metric: str) -> str:
-    """A metric for people."""
-    if task == "contact":
-        name, _, span = metric.rpartition("_")
-        return f"contact precision {name}, {span} range"
-    return METRIC_NAMES.get((task, metric), f"{task} {metric}")
+    """A metric for people, and which way is better where that is not up."""
+    return metric_label(task, metric) + (" (lower is better)" if metric == LOWER_IS_BETTER else "")
 
 
 def estimate_text(estimate: Estimate | None) -> str:

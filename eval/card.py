@@ -2,10 +2,11 @@
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from configs.evaluate import metric_label
 from configs.train import AMPLIFY_SIZES, ESM2_SIZES, TrainConfig
 from eval.report import environment
 from eval.results import Result, Results
-from eval.tables import format_estimate, label_of
+from eval.tables import format_estimate
 from pretrain.checkpoints import Checkpoint
 from pretrain.model.alignment import AlignmentModel
 
@@ -49,7 +50,7 @@ def render_card(
             step=checkpoint.step,
             results=results,
             rows=[
-                (label_of(r.task, r.metric), format_estimate(r), r.num_examples, r.num_clusters)
+                (metric_label(r.task, r.metric), format_estimate(r), r.num_examples, r.num_clusters)
                 for r in results.results
             ],
             has_contacts=has_contacts and model.trunk.shape.family == "esm2",
@@ -74,7 +75,7 @@ def _base_model(config: TrainConfig) -> str | None:
 def _eval_result(result: Result, results: Results) -> EvalResult:
     return EvalResult(
         task_type=result.task.replace("_", "-"),
-        task_name="contact prediction" if result.task == "contact" else label_of(result.task, result.metric),
+        task_name="contact prediction" if result.task == "contact" else metric_label(result.task, result.metric),
         dataset_type="protein-structures",
         dataset_name="held-out protein chains",
         dataset_split=result.split,

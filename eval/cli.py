@@ -7,11 +7,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from configs.evaluate import EvalConfig
+from configs.evaluate import EvalConfig, metric_label
 from configs.loading import load_config
 from eval.follow import RunFailed
 from eval.results import Results
-from eval.tables import format_estimate, label_of
+from eval.tables import format_estimate
 
 EXIT_RUN_FAILED = 1
 app = typer.Typer(
@@ -92,7 +92,7 @@ def results_table(results: list[Results]) -> Table:
         table.add_column(f"step {one.step}", justify="right")
     names = list(dict.fromkeys((r.task, r.metric) for one in shown for r in one.results))
     for task, metric in names:
-        table.add_row(label_of(task, metric), *(format_estimate(one.find(task, metric)) for one in shown))
+        table.add_row(metric_label(task, metric), *(format_estimate(one.find(task, metric)) for one in shown))
     for skipped in shown[-1].skipped:
         table.add_row(skipped.task, *[""] * (len(shown) - 1), f"skipped: {skipped.reason}")
     return table

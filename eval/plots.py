@@ -11,8 +11,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from configs.evaluate import metric_label
 from eval.results import Results
-from eval.tables import label_of
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6B7280"
 """Okabe and Ito's colours, told apart by readers with any colour vision; every line also has its own marker."""
@@ -72,7 +72,7 @@ def curve_of(results: Sequence[Results], task: str, metric: str, label: str | No
     low = [math.nan if x.ci_low is None else x.ci_low for x in rows]
     high = [math.nan if x.ci_high is None else x.ci_high for x in rows]
     values = np.array([x.value for x in rows])
-    return Curve(label or label_of(task, metric), np.array(steps), values, np.array(low), np.array(high))
+    return Curve(label or metric_label(task, metric), np.array(steps), values, np.array(low), np.array(high))
 
 
 def metric_figures(results: Sequence[Results]) -> dict[str, tuple[Figure, str]]:

@@ -4,19 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import UserError
+from configs.evaluate import metric_label
 from eval.intervals import PairedDifference, holm
 from eval.results import Result, Results, compare
 
 SIGNIFICANCE = 0.05
 LOWER_IS_BETTER = frozenset({"pseudo_perplexity"})
-_LABELS = {
-    ("pseudo_perplexity", "pseudo_perplexity"): "pseudo-perplexity",
-    ("threedi", "accuracy"): "3Di accuracy, own head",
-    ("threedi_fitted", "accuracy"): "3Di accuracy, head fitted afterwards",
-    ("threedi_lookup", "accuracy"): "3Di accuracy, residue-type lookup",
-    ("threedi_majority", "accuracy"): "3Di accuracy, majority state",
-    ("secondary_structure", "q3"): "secondary structure Q3, linear probe",
-}
 
 
 @dataclass(frozen=True)
@@ -30,14 +23,6 @@ class Row:
     p_value: str
     verdict: str
     """`better`, `worse` or empty: the adjusted p-value is below SIGNIFICANCE."""
-
-
-def label_of(task: str, metric: str) -> str:
-    """A metric's name for people."""
-    if task == "contact":
-        name, _, span = metric.rpartition("_")
-        return f"contact {name}, {span} range"
-    return _LABELS.get((task, metric), f"{task} {metric}")
 
 
 def format_estimate(result: Result | None) -> str:
@@ -69,7 +54,7 @@ def first_and_last(results: list[Results], folder: Path) -> list[Row]:
         found = differences.get(name)
         rows.append(
             Row(
-                label=label_of(result.task, result.metric),
+                label=metric_label(result.task, result.metric),
                 first=format_estimate(first.find(result.task, result.metric)),
                 last=format_estimate(result),
                 difference=_format_difference(found),

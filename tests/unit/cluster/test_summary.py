@@ -36,7 +36,7 @@ def test_everything_that_was_measured_is_in_the_table(campaign: CampaignConfig) 
     assert "first checkpoint, step 100" in text
     assert "0.300 [0.280, 0.320]" in text
     assert "0.550 [0.530, 0.570]" in text
-    assert "contact precision P@L/5, long range" in text
+    assert "contact P@L/5, long range" in text
     assert "The aligned model is first, 0.130 above the next (MLM-only control" in text
     assert f"{campaign.root}/release" in text
     assert "12.0 minutes" in text

@@ -31,7 +31,9 @@ def test_a_run_continues_with_changes_that_do_not_change_what_is_learnt(tmp_path
         {"tracking__mlflow": True},
         {"optimizer__steps": 11},
     ):
-        refuse_other_config(tmp_path, before, make_config(tmp_path, **change))
+        now = make_config(tmp_path, **change)
+        assert now != before
+        refuse_other_config(tmp_path, before, now)
 
 
 @pytest.mark.parametrize(
