@@ -23,6 +23,8 @@ from configs.evaluate import metric_label
 WIDTH = 100
 LOSS_NAMES = {"loss": "total", "loss_mlm": "masked language", "loss_structure": "3Di", "loss_contrast": "contrast"}
 LOWER_IS_BETTER = "pseudo_perplexity"
+OWN_HEAD = "aligned model, own head"
+FITTED_HEAD = "aligned model, head fitted afterwards"
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ def threedi_contenders(evaluations: Sequence[Sequence[Evaluation]]) -> list[Cont
     aligned = evaluations[0][-1]
     control = evaluations[1][-1] if len(evaluations) > 1 and evaluations[1] else Evaluation(0, None, {})
     named = (
-        (f"aligned model, own head, step {aligned.step}", aligned.estimates.get(("threedi", "accuracy"))),
+        (f"{OWN_HEAD}, step {aligned.step}", aligned.estimates.get(("threedi", "accuracy"))),
+        (f"{FITTED_HEAD}, step {aligned.step}", aligned.estimates.get(("threedi_fitted", "accuracy"))),
         (
             f"MLM-only control, head fitted afterwards, step {control.step}",
             control.estimates.get(("threedi_fitted", "accuracy")),
@@ -126,20 +129,36 @@ def comparison_table(contenders: Sequence[Contender]) -> Table:
 
 
 def closing_note(contenders: Sequence[Contender], manifest: dict | None, last: Evaluation) -> str:
-    """Whether the aligned model is first and by how much; where it is not, what it had to learn from."""
-    ours, others = contenders[0], contenders[1:]
-    if not ours.name.startswith("aligned") or not others:
+    """Whether the aligned model's own head is first and by how much; where not, what it had to learn from.
+
+    Both trunks with a head fitted afterwards are compared too: the own head was trained on masked sequences and, with
+    selection, on part of the residues, so its accuracy is not the trunk's alone.
+    """
+    ours = contenders[0]
+    others = [contender for contender in contenders[1:] if not contender.name.startswith(FITTED_HEAD)]
+    if not ours.name.startswith(OWN_HEAD) or not others:
         return "No comparison: the 3Di accuracy of the aligned model, or of every other predictor, is missing."
     best = max(others, key=lambda contender: contender.estimate.value)
     gap = ours.estimate.value - best.estimate.value
     overlap = "intervals overlap" if ours.estimate.overlaps(best.estimate) else "intervals do not overlap"
+    like = _like_for_like(contenders)
     if gap > 0:
-        return f"The aligned model is first, {gap:.3f} above the next ({best.name}; {overlap})."
+        return f"The aligned model is first, {gap:.3f} above the next ({best.name}; {overlap}).{like}"
     chains = ((manifest or {}).get("splits", {}).get("train") or {}).get("samples", "an unknown number of")
     return (
         f"The aligned model is not first yet: {best.name} is {-gap:.3f} above it ({overlap}). It saw {chains} training "
         f"chains in {last.step} steps; more of both, or published starting weights (trunk.weights), is the remedy."
+        f"{like}"
     )
+
+
+def _like_for_like(contenders: Sequence[Contender]) -> str:
+    """The two trunks under the same head, fitted afterwards on the same chains; empty when one is missing."""
+    found = {part: c for c in contenders for part in (FITTED_HEAD, "MLM-only control") if c.name.startswith(part)}
+    if len(found) < 2:
+        return ""
+    aligned, control = (found[part].estimate.value for part in (FITTED_HEAD, "MLM-only control"))
+    return f" With the same head fitted afterwards on both trunks: aligned {aligned:.3f}, control {control:.3f}."
 
 
 def metric_name(task: str, metric: str) -> str:

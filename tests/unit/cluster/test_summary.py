@@ -50,6 +50,7 @@ def test_the_note_says_when_the_aligned_model_is_not_first(campaign: CampaignCon
         in text
     )
     assert "216 training chains in 200 steps" in text
+    assert "on both trunks: aligned 0.560, control 0.420" in " ".join(text.split())
 
 
 def test_missing_artifacts_are_named_instead_of_a_crash(campaign: CampaignConfig) -> None:
@@ -120,7 +121,11 @@ def _write_artifacts(root: Path, aligned: float, control: float) -> None:
     lookup = {("threedi_lookup", "accuracy"): 0.39, ("threedi_majority", "accuracy"): 0.31}
     own = {("pseudo_perplexity", "pseudo_perplexity"): 15.2, ("contact", "P@L/5_long"): 0.2}
     _write_results(root / "runs/align/eval", 100, {("threedi", "accuracy"): 0.30, **own, **lookup})
-    _write_results(root / "runs/align/eval", 200, {("threedi", "accuracy"): aligned, **own, **lookup})
+    _write_results(
+        root / "runs/align/eval",
+        200,
+        {("threedi", "accuracy"): aligned, ("threedi_fitted", "accuracy"): 0.56, **own, **lookup},
+    )
     _write_results(root / "runs/mlm/eval", 200, {("threedi_fitted", "accuracy"): control, **lookup})
 
 
