@@ -75,6 +75,8 @@ def evaluate_target(target: Target, config: EvalConfig, follow: bool) -> list[Re
     """
     if follow and target.checkpoint is not None:
         raise UserError(f"--follow needs a run folder, got the checkpoint {target.checkpoint}; name {target.run}")
+    if not follow and target.checkpoint is None and not list_checkpoints(target.run):
+        raise UserError(f"run {target.run}: no complete checkpoint there; train the run first, or wait with --follow")
     found: dict[int, Results] = {}
     unlogged: list[Results] = []
     with ShardReader(config.data.shards) as reader:
@@ -252,10 +254,7 @@ def _describe(shape: TrunkShape, model: str) -> str:
 
 
 def _evaluate_all(run: Path, evaluate_one: Callable[[Path], None]) -> None:
-    checkpoints = list_checkpoints(run)
-    if not checkpoints:
-        raise UserError(f"run {run}: no complete checkpoint there; train the run first, or wait with --follow")
-    for path in checkpoints:
+    for path in list_checkpoints(run):
         try:
             evaluate_one(path)
         except UserError as error:
