@@ -6,40 +6,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from configs.loading import Config
-
-
-class SyntheticConfig(Config):
-    """Synthetic proteins: folds of ideal secondary structure, families of diverged sequences within each."""
-
-    num_folds: int = Field(default=12, ge=1)
-    """Distinct arrangements of helices, strands and loops."""
-    families_per_fold: int = Field(default=5, ge=1)
-    """Independent sequence families that share a fold (different loops, low identity between families)."""
-    members_per_family: int = Field(default=4, ge=1)
-    """Diverged members of one family."""
-    min_residues: int = Field(default=60, ge=20)
-    max_residues: int = Field(default=180, ge=20)
-    mutation_rate: float = Field(default=0.3, ge=0.0, le=1.0)
-    """Fraction of residues redrawn per family member."""
-    seed: int = 0
-
-
-class SourceConfig(Config):
-    """Where structures come from."""
-
-    kind: Literal["synthetic", "files"] = "synthetic"
-    """`synthetic`: write mmCIF files of generated proteins first; `files`: read `path`."""
-    path: Path | None = None
-    """A folder (searched recursively), a tar, or one file of PDB / mmCIF / BinaryCIF, gzipped or not."""
-    limit: int | None = Field(default=None, ge=1)
-    """Read only the first entries in sorted order."""
-    synthetic: SyntheticConfig = SyntheticConfig()
-
-    @model_validator(mode="after")
-    def _path_given(self) -> Self:
-        if self.kind == "files" and self.path is None:
-            raise ValueError("source.kind is 'files' but source.path is not set; add source.path=FOLDER")
-        return self
+from configs.source import SourceConfig, SyntheticConfig
+from configs.splits import SplitConfig
 
 
 class FilterConfig(Config):
@@ -68,6 +36,15 @@ class QualityConfig(Config):
     """Where resolution or R-free is unknown: largest fraction of residues with bond-length or Ramachandran outliers."""
 
 
+class ReliabilityConfig(Config):
+    """Which residues of a kept chain have positions to learn from; the others are masked, never dropped."""
+
+    min_plddt: float = Field(default=70.0, ge=0, le=100)
+    """Of a predicted model's residue."""
+    max_bfactor: float | None = Field(default=120.0, gt=0)
+    """Square Angstrom, of an experiment's residue; null: no limit. Where every B-factor is equal, none is known."""
+
+
 class GraphConfig(Config):
     """One precomputed residue graph over CA atoms."""
 
@@ -88,17 +65,6 @@ class GraphConfig(Config):
         return self
 
 
-class SplitConfig(Config):
-    """Train / validation / test by sequence cluster: no cluster stands in two splits."""
-
-    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
-    test_fraction: float = Field(default=0.1, ge=0, lt=1)
-    kmer: int = Field(default=5, ge=3, le=8)
-    min_shared_kmers: float = Field(default=0.1, gt=0, le=1)
-    """Two chains join a cluster when they share this fraction of the shorter one's k-mers."""
-    seed: int = 0
-
-
 class ShardConfig(Config):
     samples_per_shard: int = Field(default=256, ge=1)
 
@@ -109,17 +75,24 @@ class BuildConfig(Config):
     source: SourceConfig = SourceConfig()
     filters: FilterConfig = FilterConfig()
     quality: QualityConfig = QualityConfig()
+    reliability: ReliabilityConfig = ReliabilityConfig()
     graphs: tuple[GraphConfig, ...] = (
         GraphConfig(name="radius10", kind="radius", radius=10.0, min_separation=5),
         GraphConfig(name="knn10", kind="knn", neighbours=10, min_separation=5),
+        GraphConfig(name="radius8", kind="radius", radius=8.0),
     )
-    """At least one; the default two are GearNet's structural relations."""
+    """At least one; the default three are GearNet's structural relations and PST's contact graph. GearNet's sequential
+    relations follow from the number of residues, so they take no room."""
+    backbone_features: bool = True
+    """Store dihedral angles and frames of the backbone (14 bytes a residue), as GVP wants them."""
     split: SplitConfig = SplitConfig()
     shards: ShardConfig = ShardConfig()
     output: Path
     """Folder of the shards and manifest.json."""
     structures_per_task: int = Field(default=32, ge=1)
     """Entries parsed by one Ray task; also the unit of resumption."""
+    seconds_per_structure: float = Field(default=120.0, gt=0)
+    """A structure file that takes longer to read and parse is rejected as `timed_out`."""
     num_workers: int | None = Field(default=None, ge=1)
     """Parallel Ray tasks; default: every CPU of the cluster."""
 

@@ -9,9 +9,11 @@ import safetensors.numpy
 
 from data_pipeline.structure.chain import ATOM_NAMES, THREEDI_STATES
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 MILLI_ANGSTROM = 1000
 MISSING_COORDINATE = np.iinfo(np.int32).min
+MISSING_INT16 = np.iinfo(np.int16).min
+INT16_SCALE = np.iinfo(np.int16).max
 INDEX_COLUMNS = (
     "offset",
     "length",
@@ -66,6 +68,13 @@ class Sample:
     cluster: int
     """Sequence cluster, numbered over the whole build."""
     high_quality: bool
+    reliable: np.ndarray | None = None
+    """bool [N]: the position can be trusted (pLDDT or B-factor); None in shards of schema 1.0."""
+    dihedrals: np.ndarray | None = None
+    """int16 [N, 3]: phi, psi, omega in units of pi / 32767, MISSING_INT16 where undefined; None where not stored."""
+    frames: np.ndarray | None = None
+    """int16 [N, 4]: backbone frames as unit quaternions (w, x, y, z) times 32767, w >= 0; MISSING_INT16 where the
+    backbone is incomplete; None where not stored."""
 
     def __len__(self) -> int:
         return len(self.sequence)
@@ -100,6 +109,11 @@ def encode_arrays(sample: Sample) -> bytes:
         "valid": sample.valid.astype(np.uint8),
         "threedi_valid": sample.threedi_valid.astype(np.uint8),
     }
+    if sample.reliable is not None:
+        arrays["reliable"] = sample.reliable.astype(np.uint8)
+    for name in ("dihedrals", "frames"):
+        if (array := getattr(sample, name)) is not None:
+            arrays[name] = array.astype(np.int16)
     for name, graph in sample.graphs.items():
         arrays[f"graph.{name}.indptr"] = graph.indptr.astype(np.uint32)
         arrays[f"graph.{name}.index"] = graph.index.astype(np.uint16 if len(sample) <= 0xFFFF else np.uint32)
@@ -149,6 +163,9 @@ def decode_sample(facts: bytes, arrays: bytes) -> Sample:
         facts=content["facts"],
         cluster=content["cluster"],
         high_quality=content["high_quality"],
+        reliable=tensors["reliable"].astype(bool) if "reliable" in tensors else None,
+        dihedrals=tensors.get("dihedrals"),
+        frames=tensors.get("frames"),
     )
     n = len(sample.sequence)
     fits = (
