@@ -6,8 +6,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from configs.loading import Config
-from configs.source import SourceConfig, SyntheticConfig
-from configs.splits import SplitConfig
+from configs.source import SourceConfig
+from configs.splits import LeakageConfig, SplitConfig
 
 
 class FilterConfig(Config):
@@ -32,6 +32,8 @@ class QualityConfig(Config):
     min_plddt: float = Field(default=80.0, ge=0, le=100)
     """Mean pLDDT of a predicted model."""
     max_missing_fraction: float = Field(default=0.05, ge=0, le=1)
+    min_observed_fraction: float = Field(default=0.7, ge=0, le=1)
+    """Of an experiment: residues with coordinates over those of the entry's sequence record."""
     max_geometry_outliers: float = Field(default=0.05, ge=0, le=1)
     """Where resolution or R-free is unknown: largest fraction of residues with bond-length or Ramachandran outliers."""
 
@@ -86,10 +88,11 @@ class BuildConfig(Config):
     backbone_features: bool = True
     """Store dihedral angles and frames of the backbone (14 bytes a residue), as GVP wants them."""
     split: SplitConfig = SplitConfig()
+    leakage: LeakageConfig = LeakageConfig()
     shards: ShardConfig = ShardConfig()
     output: Path
     """Folder of the shards and manifest.json."""
-    structures_per_task: int = Field(default=32, ge=1)
+    structures_per_task: int = Field(default=128, ge=1)
     """Entries parsed by one Ray task; also the unit of resumption."""
     seconds_per_structure: float = Field(default=120.0, gt=0)
     """A structure file that takes longer to read and parse is rejected as `timed_out`."""

@@ -1,9 +1,10 @@
 """Configuration of `python -m pretrain train` and `derive`: shards -> checkpoints."""
 
+import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from configs.loading import Config
 
@@ -53,11 +54,34 @@ class TrunkConfig(Config):
         return self
 
 
+class CacheConfig(Config):
+    """The local copy of shards that lie on remote storage; not used for a local folder."""
+
+    folder: Path | None = None
+    """Shared by all processes of a machine; unset: `$XDG_CACHE_HOME/saplm/shards` (~/.cache/saplm/shards)."""
+    gigabytes: float = Field(default=50.0, gt=0)
+    """The least recently used shards are removed to stay below this (10^9 bytes)."""
+    shards_ahead: int = Field(default=8, ge=0)
+    """Shards fetched before they are needed, in the order of use."""
+    attempts: int = Field(default=5, ge=1)
+    """Of every request, with growing pauses, before remote storage counts as unreachable."""
+
+
+def _folder_or_url(place: str | Path) -> str | Path:
+    if isinstance(place, Path):
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(place)):
+            raise ValueError(f"{str(place)!r} is a URL given as a Path, which loses a slash; give a string")
+        return place
+    return place if "://" in place else Path(place)
+
+
 class DataConfig(Config):
     """Which chains, how they are cropped, packed and pooled."""
 
-    shards: Path
-    """Folder written by `data_pipeline build`."""
+    shards: Annotated[str | Path, Field(union_mode="left_to_right"), AfterValidator(_folder_or_url)]
+    """Folder written by `data_pipeline build`, or the URL of one on remote storage (s3://, https://, file://, any that
+    fsspec reads)."""
+    cache: CacheConfig = CacheConfig()
     split: str = "train"
     high_quality_only: bool = False
     """Only the high-quality subset (the reference model's stage)."""
@@ -70,6 +94,11 @@ class DataConfig(Config):
     pools_per_step: int = Field(default=1, ge=1)
     """Pools (backward passes) accumulated into one optimizer step."""
     mask_fraction: float = Field(default=0.15, gt=0, lt=1)
+    mask_unreliable: bool = True
+    """Positions that the shards mark as unreliable (low pLDDT, high B-factor) take no part in structure losses."""
+    shuffle_window_shards: int | None = Field(default=None, ge=1)
+    """Shuffle within windows of so many shards, taken in shuffled order, so that a remote data set larger than the
+    cache is fetched once per epoch; choose it so that two windows fit into the cache. Unset: global shuffle."""
     verify: bool = True
     """Check each shard's sha256 on first touch."""
 
@@ -110,6 +139,33 @@ class TeacherConfig(Config):
     """A checkpoint folder of stage `teacher`, or the .npz of the MPNN encoder."""
     column: str | None = None
     """Name of the derived column (beside the shards) that holds its embeddings; unset: embed online."""
+
+
+class DeriveConfig(Config):
+    """How `derive teacher` computes and stores a column of embeddings."""
+
+    num_workers: int | None = Field(default=None, ge=1)
+    """Ray actors that share the shards; 1: this process, without Ray. Unset: one for each GPU, else for each CPU, of the
+    cluster that engine.address or RAY_ADDRESS names, else of this machine; small columns are made in this process.
+    The bytes written do not depend on it."""
+    form: Literal["float16", "int8", "pca"] = "float16"
+    """`float16`: as the teacher gives them; `int8`: one scale per residue, about half the bytes; `pca`: the first
+    `pca_width` principal components. The column's manifest states the error of the form."""
+    pca_width: int | None = Field(default=None, ge=1)
+    """Principal components kept by form `pca`: what training sees as the teacher's width."""
+    pca_storage: Literal["float16", "int8"] = "float16"
+    """How form `pca` stores the components."""
+    pca_residues: int = Field(default=100_000, ge=1)
+    """Residues of the train split, taken from all over it, on which the components are fitted."""
+    batch_residues: int = Field(default=4096, ge=1)
+    """Chains are embedded together up to this many residues; a longer chain stands alone."""
+
+    @model_validator(mode="after")
+    def _pca_complete(self) -> Self:
+        if (self.form == "pca") != (self.pca_width is not None):
+            what = "needs derive.pca_width" if self.form == "pca" else "has no use for derive.pca_width"
+            raise ValueError(f"derive.form {self.form!r} {what}; set both form=pca and pca_width, or neither")
+        return self
 
 
 class LossConfig(Config):
@@ -210,6 +266,7 @@ class TrainConfig(Config):
     data: DataConfig
     trunk: TrunkConfig | None = None
     teacher: TeacherConfig = TeacherConfig()
+    derive: DeriveConfig = DeriveConfig()
     losses: LossConfig = LossConfig()
     selection: SelectionConfig = SelectionConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -3,9 +3,12 @@
 import hashlib
 import io
 import json
+import multiprocessing
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,11 +51,23 @@ class SplitCounts:
     """Residues per 3Di state, invalid ones left out."""
     invalid: int = 0
     """Residues without a computed 3Di state."""
+    unreliable: int = 0
+    """Residues whose position is not to be trusted."""
     experimental_bfactor: list[float] = field(default_factory=lambda: [0.0, 0])
     """Sum and count over residues of experimental chains; zeros and unknown values left out."""
     plddt: list[float] = field(default_factory=lambda: [0.0, 0])
     methods: Counter[str] = field(default_factory=Counter)
     graph_edges: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: "SplitCounts") -> None:
+        """Take in the sums over other samples of the split."""
+        for name in ("samples", "residues", "high_quality", "invalid", "unreliable", "threedi"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("experimental_bfactor", "plddt"):
+            setattr(self, name, [a + b for a, b in zip(getattr(self, name), getattr(other, name), strict=True)])
+        self.clusters |= other.clusters
+        self.methods += other.methods
+        self.graph_edges += other.graph_edges
 
 
 @dataclass
@@ -69,8 +84,20 @@ class AuditReport:
         self.damage.setdefault(file, what)
 
 
-def audit(folder: Path) -> AuditReport:
+@dataclass(frozen=True)
+class _ShardFindings:
+    """What the audit of one base shard found."""
+
+    keys: list[str]
+    counts: SplitCounts
+    damage: dict[str, str]
+
+
+def audit(folder: Path, workers: int = 1) -> AuditReport:
     """Check every hash, count, index, member and sample of a folder of shards and of its derived columns.
+
+    Args:
+        workers: processes that share the shards.
 
     Raises:
         UserError: there are no finished shards to audit.
@@ -81,18 +108,41 @@ def audit(folder: Path) -> AuditReport:
     except DamagedShard as error:
         report.blame(MANIFEST_NAME, str(error))
         return report
+    splits = sorted(report.manifest.splits.items(), key=lambda item: split_order(item[0]))
+    shards = [shard for _, facts in splits for shard in facts.shards]
     keys: dict[str, list[str]] = {}
-    for split, facts in sorted(report.manifest.splits.items(), key=lambda item: split_order(item[0])):
-        counts = report.splits.setdefault(split, SplitCounts())
-        for shard in facts.shards:
-            found = _audit_shard(folder, shard, counts, report)
-            if not {shard.name, shard.index} & set(report.damage):
-                keys[shard.name] = found
-        _compare_totals(split, facts, counts, report)
+    with ExitStack() as stack:
+        findings = _all_findings(folder, shards, min(workers, len(shards)), stack)
+        for split, facts in splits:
+            counts = report.splits.setdefault(split, SplitCounts())
+            for shard in facts.shards:
+                found = next(findings)
+                counts.add(found.counts)
+                report.damage.update(found.damage)
+                if not found.damage:
+                    keys[shard.name] = found.keys
+            _compare_totals(split, facts, counts, report)
     _check_across(folder, report.manifest, keys, report)
     for name in derived_names(folder):
         _audit_derived(folder, name, report.manifest, keys, report)
     return report
+
+
+def _all_findings(folder: Path, shards: list[ShardFacts], workers: int, stack: ExitStack) -> Iterator[_ShardFindings]:
+    """Findings of the shards in their order."""
+    tasks = [(folder, shard) for shard in shards]
+    if workers <= 1:
+        return map(_findings, tasks)
+    # Spawned, because the caller may hold threads that a forked child would not have.
+    pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")))
+    return pool.map(_findings, tasks)
+
+
+def _findings(task: tuple[Path, ShardFacts]) -> _ShardFindings:
+    folder, shard = task
+    report, counts = AuditReport(), SplitCounts()
+    keys = _audit_shard(folder, shard, counts, report)
+    return _ShardFindings(keys, counts, report.damage)
 
 
 def _audit_shard(folder: Path, shard: ShardFacts, counts: SplitCounts, report: AuditReport) -> list[str]:
@@ -180,6 +230,10 @@ def _check_sample(sample: Sample, key: str) -> None:
         raise ValueError(f"member {key} holds sample {sample.key}")
     if not sample.bfactor.shape == sample.valid.shape == sample.threedi_valid.shape == (n,):
         raise ValueError(f"sample {key}: per-residue arrays are not of length {n}")
+    for name, shape in (("reliable", (n,)), ("dihedrals", (n, 3)), ("frames", (n, 4))):
+        array = getattr(sample, name)
+        if array is not None and array.shape != shape:
+            raise ValueError(f"sample {key}: {name} has shape {array.shape}, {shape} expected")
     if set(sample.threedi) - set(THREEDI_STATES):
         raise ValueError(f"sample {key}: letters that are no 3Di states")
     if not sample.graphs:
@@ -199,6 +253,7 @@ def _count(sample: Sample, counts: SplitCounts) -> None:
     states = sample.threedi_states()
     counts.threedi += np.bincount(states[states >= 0], minlength=len(THREEDI_STATES))
     counts.invalid += int((states < 0).sum())
+    counts.unreliable += 0 if sample.reliable is None else int((~sample.reliable).sum())
     method = sample.facts.get("method")
     counts.methods[method or "unknown"] += 1
     # Files without measured B-factors hold zeros.

@@ -1,122 +1,127 @@
-"""Sequence clusters by shared k-mers, and splits that no cluster crosses."""
+"""Clusters of homologous chains, from which splits are made: from a file, by MMseqs2, or by k-mers."""
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import scipy.sparse
-from scipy.sparse.csgraph import connected_components
+import pyarrow as pa
 
-from configs.build import SplitConfig
-from data_pipeline.structure.chain import AMINO_ACIDS
+from configs.splits import SplitConfig
+from data_pipeline import kmers
+from data_pipeline.components import merge_clusters, number_by_appearance
+from data_pipeline.kmers import cluster_by_kmers
+from data_pipeline.membership import read_membership
+from data_pipeline.mmseqs import cluster_by_mmseqs, mmseqs_version
 
-MAX_PARTNERS = 256
-"""A k-mer found in more chains links every chain only with the longest so many: cost stays linear in the chains."""
-ROWS_PER_BLOCK = 1024
-MIN_CLUSTERS_TO_SPLIT = 3
+log = logging.getLogger("data_pipeline")
 
-_CODE_OF_BYTE = np.full(256, -1, dtype=np.int64)
-_CODE_OF_BYTE[np.frombuffer(AMINO_ACIDS.encode(), dtype=np.uint8)] = np.arange(len(AMINO_ACIDS))
-
-
-def kmer_codes(sequence: str, kmer: int) -> np.ndarray:
-    """int64, sorted distinct codes of the k-mers made of standard residues only."""
-    letters = _CODE_OF_BYTE[np.frombuffer(sequence.encode(), dtype=np.uint8)]
-    if len(letters) < kmer:
-        return np.empty(0, dtype=np.int64)
-    windows = np.lib.stride_tricks.sliding_window_view(letters, kmer)
-    weights = len(AMINO_ACIDS) ** np.arange(kmer, dtype=np.int64)
-    return np.unique((windows @ weights)[(windows >= 0).all(axis=1)])
+ROWS_PER_PART = 2**16
+_TOLD = ("clusters", "chains", "method", "largest_cluster")
 
 
-def cluster_sequences(sequences: Sequence[str], kmer: int, min_shared: float) -> np.ndarray:
-    """int64 [S]: cluster of each sequence, numbered by first appearance.
+@dataclass(frozen=True)
+class Clustering:
+    """The clusters of S chains."""
 
-    Two chains are linked when they share at least `min_shared` of the distinct k-mers of the one that has fewer;
-    clusters are the connected components, so that no linked pair is ever parted. Identical sequences always share one.
-    """
-    if not sequences:
-        return np.empty(0, dtype=np.int64)
-    distinct, member = np.unique(np.array(sequences, dtype=object), return_inverse=True)
-    codes = [kmer_codes(sequence, kmer) for sequence in distinct]
-    sizes = np.array([len(c) for c in codes], dtype=np.int64)
-    rows = np.repeat(np.arange(len(codes)), sizes)
-    _, columns = np.unique(np.concatenate([*codes, np.empty(0, np.int64)]), return_inverse=True)
-    links = _links(rows, columns, sizes, min_shared)
-    _, labels = connected_components(links, directed=False)
-    return _renumber(labels[member])
+    labels: np.ndarray
+    """int64 [S], numbered in the order in which clusters first appear."""
+    facts: dict[str, Any]
+    """For the manifest: method, tool version, parameters, number of clusters, the largest, chains missing."""
 
 
-def _links(rows: np.ndarray, columns: np.ndarray, sizes: np.ndarray, min_shared: float) -> scipy.sparse.csr_matrix:
-    """Sparse [S, S] of linked pairs, from (chain, k-mer) pairs and the number of k-mers of each chain."""
-    shape = (len(sizes), int(columns.max()) + 1 if len(columns) else 1)
-    chains = _incidence(rows, columns, shape)
-    centres = _centres(rows, columns, sizes)
-    partners = _incidence(rows[centres], columns[centres], shape).T.tocsr()
-    blocks = []
-    for start in range(0, shape[0], ROWS_PER_BLOCK):
-        shared = (chains[start : start + ROWS_PER_BLOCK] @ partners).tocoo()
-        # Rounded before the comparison: 0.1 * 30 must ask for 3 shared k-mers, not for 4.
-        needed = np.ceil(np.round(min_shared * np.minimum(sizes[shared.row + start], sizes[shared.col]), 9))
-        keep = shared.data >= np.maximum(needed, 1)
-        block = np.stack([shared.row[keep] + start, shared.col[keep]])
-        blocks.append(block)
-    first, second = np.concatenate(blocks, axis=1)
-    return scipy.sparse.csr_matrix((np.ones(len(first), dtype=np.int8), (first, second)), shape=(shape[0], shape[0]))
-
-
-def _incidence(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> scipy.sparse.csr_matrix:
-    return scipy.sparse.csr_matrix((np.ones(len(rows), dtype=np.int32), (rows, columns)), shape=shape)
-
-
-def _centres(rows: np.ndarray, columns: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """bool per (chain, k-mer): the chain is one of the MAX_PARTNERS with most k-mers among those with this k-mer."""
-    order = np.lexsort((rows, -sizes[rows], columns))
-    ordered = columns[order]
-    rank = np.arange(len(order)) - np.searchsorted(ordered, ordered, side="left")
-    centres = np.empty(len(order), dtype=bool)
-    centres[order] = rank < MAX_PARTNERS
-    return centres
-
-
-def _renumber(labels: np.ndarray) -> np.ndarray:
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    number = np.empty(len(first), dtype=np.int64)
-    number[np.argsort(first, kind="stable")] = np.arange(len(first))
-    return number[inverse]
-
-
-def split_of_clusters(names: Sequence[str], sizes: np.ndarray, config: SplitConfig) -> list[str]:
-    """Split (`train`, `validation` or `test`) of each cluster.
+def assign_clusters(table: pa.Table, config: SplitConfig, scratch: Path) -> Clustering:
+    """Cluster chains by `config.method`; identical sequences always share a cluster, and no linked pair is parted.
 
     Args:
-        names: a lasting name of each cluster (the key of its first chain); with the seed it decides the order.
-        sizes: int [C], chains of each cluster.
-        config: fractions of all chains that the held-out splits receive.
+        table: one row for each chain, with columns `key` and `entry`, and `digest` (at least 8 bytes that name the
+            sequence), `sequence`, or both; `sequence` is needed, and read, unless clusters come from a file.
+        scratch: folder for MMseqs2's working files.
 
-    Clusters in hash order fill test, then validation, whenever they still fit; the rest trains. A held-out split with
-    a fraction above 0 is never empty when there are three clusters or more; with fewer, everything trains.
+    The clusters do not depend on the order of rows, only their numbers do. About 100 bytes a chain are needed with a
+    membership file; k-mers take about 30 bytes a residue more.
+
+    Raises:
+        UserError: see `read_membership` and `mmseqs.linked_pairs`.
     """
-    splits = ["train"] * len(names)
-    if len(names) < MIN_CLUSTERS_TO_SPLIT:
-        return splits
-    ranks = [hashlib.sha256(f"{config.seed}:{name}".encode()).digest() for name in names]
-    order = sorted(range(len(names)), key=lambda c: ranks[c])
-    total = int(np.sum(sizes))
-    wanted = {"test": config.test_fraction, "validation": config.validation_fraction}
-    held_out = [split for split, fraction in wanted.items() if fraction > 0]
-    for number, split in enumerate(held_out):
-        room = round(wanted[split] * total)
-        # Every split after this one needs a cluster too.
-        to_leave = len(held_out) - number
-        taken = []
-        for cluster in order:
-            if sizes[cluster] <= room and len(order) - len(taken) > to_leave:
-                taken.append(cluster)
-                room -= int(sizes[cluster])
-        if not taken:
-            taken = [min(order, key=lambda c: sizes[c])]
-        order = [cluster for cluster in order if cluster not in set(taken)]
-        for cluster in taken:
-            splits[cluster] = split
-    return splits
+    method, version = _method(config)
+    identity = sequence_identity(table)
+    by_sequence = np.argsort(identity, kind="stable")
+    same = identity[by_sequence][1:] == identity[by_sequence][:-1]
+    facts: dict[str, Any] = {"method": method}
+    if method == "membership":
+        told = read_membership(table["key"], table["entry"], config)
+        facts |= told.facts
+        labels = merge_clusters(told.labels, by_sequence[1:][same], by_sequence[:-1][same])
+    else:
+        # In order of digest, so that neither program sees the order of rows.
+        distinct = by_sequence[np.append(True, ~same)[: len(by_sequence)]]
+        found, parameters = _by_sequence(table["sequence"], distinct, method, config, scratch)
+        facts |= ({"version": version} if version else {}) | parameters
+        labels = np.empty(len(identity), dtype=np.int64)
+        labels[by_sequence] = np.repeat(found, np.diff(np.append(np.flatnonzero(np.append(True, ~same)), len(labels))))
+    labels = number_by_appearance(labels)
+    sizes = np.bincount(labels)
+    facts |= {
+        "chains": len(labels),
+        "identical_sequences": int(same.sum()),
+        "clusters": len(sizes),
+        "largest_cluster": int(sizes.max(initial=0)),
+    }
+    log.info("%s clusters of %s chains by %s, the largest %s", *(facts[n] for n in _TOLD))
+    return Clustering(labels, facts)
+
+
+def sequence_identity(table: pa.Table) -> np.ndarray:
+    """uint64 [S]: the first 8 bytes of each chain's digest, or of the BLAKE2b hash of its sequence.
+
+    Of 214 million sequences some two share a number with probability 0.1 %; they would share a cluster, no more.
+    """
+    if "digest" in table.column_names:
+        width = table["digest"].type.byte_width
+        parts = [
+            np.frombuffer(c.buffers()[1], np.uint8)[c.offset * width :][: len(c) * width].reshape(-1, width)[:, :8]
+            for c in table["digest"].chunks
+        ]
+        return np.concatenate([np.empty((0, 8), np.uint8), *parts]).copy().view(np.uint64).ravel()
+    hashes = [hashlib.blake2b(s.encode(), digest_size=8).digest() for s in sequences_of(table["sequence"])]
+    return np.frombuffer(b"".join(hashes), dtype=np.uint64)
+
+
+def sequences_of(column: pa.ChunkedArray, rows: np.ndarray | None = None) -> Iterator[str]:
+    """Sequences of all rows, or of the given ones in their order, taken a part at a time."""
+    for start in range(0, len(column) if rows is None else len(rows), ROWS_PER_PART):
+        part = slice(start, start + ROWS_PER_PART)
+        taken = column.slice(start, ROWS_PER_PART) if rows is None else column.take(pa.array(rows[part]))
+        yield from taken.to_pylist()
+
+
+def _method(config: SplitConfig) -> tuple[str, str | None]:
+    """Method, and MMseqs2's version where that is it."""
+    if config.membership is not None:
+        return "membership", None
+    if config.method == "kmers":
+        return "kmers", None
+    version = mmseqs_version()
+    if version is None and config.method == "auto":
+        log.warning("MMseqs2 is not installed: clusters by k-mers; set split.method to choose one")
+        return "kmers", None
+    return "mmseqs", version
+
+
+def _by_sequence(
+    column: pa.ChunkedArray, rows: np.ndarray, method: str, config: SplitConfig, scratch: Path
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """int64 clusters of the distinct sequences at `rows`, and the parameters that made them."""
+    shared = ("coverage", "coverage_of")
+    if method == "mmseqs":
+        names = ("mmseqs_mode", "min_identity", "sensitivity", *shared)
+        labels = cluster_by_mmseqs(sequences_of(column, rows), len(rows), config, scratch)
+        return labels, {name: getattr(config, name) for name in names}
+    ratio = config.coverage if config.coverage_of == "both" else 0.0
+    labels = cluster_by_kmers(list(sequences_of(column, rows)), config.kmer, ratio)
+    parameters = {name: getattr(config, name) for name in ("kmer", *shared)}
+    return labels, parameters | {"max_evalue": kmers.MAX_EVALUE}

@@ -74,6 +74,12 @@ class LeakageFacts(Record):
 
     clusters_in_two_splits: int
     statement: str
+    clustering: dict[str, Any] = {}
+    """Method, tool version and parameters of the clusters, their number and largest size."""
+    splitting: dict[str, Any] = {}
+    """The rule that placed clusters in splits."""
+    against: tuple[dict[str, Any], ...] = ()
+    """Per set of evaluation sequences: what was found of it among the chains, and what was done."""
 
 
 class Manifest(Record):

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from configs.build import GraphConfig
-from data_pipeline.quality import QUALITY_FACTS, chain_facts, reason_to_drop
+from configs.errors import UserError
+from data_pipeline.isolation import Guard
+from data_pipeline.quality import QUALITY_FACTS, chain_facts, reason_to_drop, reliability_mask
 from data_pipeline.schema import (
     MILLI_ANGSTROM,
     MISSING_COORDINATE,
@@ -21,11 +23,13 @@ from data_pipeline.schema import (
     to_milli_angstrom,
 )
 from data_pipeline.shards import KEY_PATTERN, TarWriter
-from data_pipeline.sources import read_entry
-from data_pipeline.spool import BatchTask, ChainRecord, ParsedBatch, Reject, write_columns
+from data_pipeline.sources import reading_ahead
+from data_pipeline.sources.ahead import Read
+from data_pipeline.spool import BatchTask, ParsedBatch, Reject, chain_table, sequence_digest, write_columns
 from data_pipeline.structure.chain import Chain, StructureError
-from data_pipeline.structure.geometry import CA
-from data_pipeline.structure.graphs import knn_graph, radius_graph
+from data_pipeline.structure.frames import backbone_features
+from data_pipeline.structure.geometry import CA, dihedrals
+from data_pipeline.structure.graphs import GraphRequest, residue_graphs
 from data_pipeline.structure.parse import parse_structure
 from data_pipeline.structure.threedi import encode_3di, encode_3di_many
 
@@ -57,28 +61,31 @@ class _Tally:
 
 
 def parse_batch(task: BatchTask) -> ParsedBatch:
-    """Parse a batch into `<stem>.tar` and `<stem>.json`; the same bytes for the same files, whoever runs it."""
+    """Parse a batch into `<stem>.tar` and `<stem>.arrow`; the same bytes for the same files, whoever runs it."""
     tally = _Tally()
-    chains = [chain for entry in task.entries for chain in _chains_of(entry, task, tally)]
+    chains: list[Chain] = []
+    with Guard(task.journal, task.settings.seconds_per_structure) as guard:
+        for entry, read in reading_ahead(task.entries):
+            chains += _chains_of(entry.name, read, guard, task, tally)
     tokens = _encode_tokens(chains, tally)
-    records = []
+    rows = []
     with TarWriter(task.tar) as tar:
         for chain, token in zip(chains, tokens, strict=True):
             if token is None:
                 continue
             try:
-                records.append(_store(chain, token, task, tar, tally))
+                rows.append(_store(chain, token, task, tar, tally))
             except Exception as error:
                 tally.reject(chain.facts.source, chain.facts.chain_label, error)
         size, _ = tar.commit()
-    batch = ParsedBatch(size, len(task.entries), tuple(records), tuple(tally.rejects), dict(tally.seconds))
+    batch = ParsedBatch(size, len(task.entries), chain_table(rows), tuple(tally.rejects), dict(tally.seconds))
     write_columns(task, batch)
     return batch
 
 
 def count_parsed(task: BatchTask) -> int:
     """Parse a batch; tells how many chains it keeps, since its columns stay on disk for a restart to find."""
-    return len(parse_batch(task).chains)
+    return parse_batch(task).chains.num_rows
 
 
 def quantised(chain: Chain) -> Chain:
@@ -88,26 +95,32 @@ def quantised(chain: Chain) -> Chain:
     return replace(chain, coordinates=coordinates)
 
 
-def build_graph(ca: np.ndarray, config: GraphConfig) -> Graph:
-    """The configured graph over CA positions (float [N, 3], Angstrom, NaN where missing)."""
-    if config.kind == "radius":
-        assert config.radius is not None
-        return Graph(*radius_graph(ca, config.radius, config.min_separation))
-    assert config.neighbours is not None
-    return Graph(*knn_graph(ca, config.neighbours, config.min_separation))
+def build_graphs(ca: np.ndarray, graphs: Sequence[GraphConfig]) -> dict[str, Graph]:
+    """The configured graphs over CA positions (float [N, 3], Angstrom, NaN where missing) by name."""
+    requests = [GraphRequest(graph.kind, graph.radius, graph.neighbours, graph.min_separation) for graph in graphs]
+    made = residue_graphs(ca, requests)
+    return {graph.name: Graph(*arrays) for graph, arrays in zip(graphs, made, strict=True)}
 
 
-def _chains_of(entry: Any, task: BatchTask, tally: _Tally) -> list[Chain]:
+def parse_file(data: bytes, name: str) -> list[Chain]:
+    """The chains of one structure file, quantised as they will be stored."""
+    return [quantised(chain) for chain in parse_structure(data, name)]
+
+
+def _chains_of(path: str, read: Read, guard: Guard, task: BatchTask, tally: _Tally) -> list[Chain]:
     """The chains of one entry that pass the filters; everything else goes to the rejects."""
     try:
         with tally.timed("read"):
-            data = read_entry(entry)
+            name, data = read()
         with tally.timed("parse"):
-            chains = [quantised(chain) for chain in parse_structure(data, entry.name)]
+            chains = guard.run(path, parse_file, data, name)
         if not chains:
             raise StructureError("no_protein", "no protein chain")
+    except UserError:
+        # The fault of no entry: e.g. a cache folder that cannot be written.
+        raise
     except Exception as error:
-        tally.reject(entry.name, "", error)
+        tally.reject(path, "", error)
         return []
     kept = []
     for chain in chains:
@@ -115,14 +128,14 @@ def _chains_of(entry: Any, task: BatchTask, tally: _Tally) -> list[Chain]:
             _check(chain, task)
             kept.append(chain)
         except Exception as error:
-            tally.reject(entry.name, chain.facts.chain_label, error)
+            tally.reject(path, chain.facts.chain_label, error)
     return kept
 
 
 def _check(chain: Chain, task: BatchTask) -> None:
     if not KEY_PATTERN.fullmatch(chain.key):
         raise StructureError(UNEXPECTED, f"key {chain.key!r} is no valid sample key")
-    dropped = reason_to_drop(chain, task.filters)
+    dropped = reason_to_drop(chain, task.settings.filters)
     if dropped is not None:
         raise StructureError(*dropped)
 
@@ -145,13 +158,20 @@ def _encode_alone(chain: Chain, tally: _Tally) -> tuple[str, np.ndarray] | None:
         return None
 
 
-def _store(chain: Chain, token: tuple[str, np.ndarray], task: BatchTask, tar: TarWriter, tally: _Tally) -> ChainRecord:
+def _store(
+    chain: Chain, token: tuple[str, np.ndarray], task: BatchTask, tar: TarWriter, tally: _Tally
+) -> dict[str, Any]:
+    """Append the chain's sample to the batch's tar; returns its row of small columns."""
     letters, threedi_valid = token
+    settings = task.settings
     assert len(letters) == len(chain.sequence) == len(threedi_valid), chain.key
     with tally.timed("graphs"):
-        graphs = {graph.name: build_graph(chain.coordinates[:, CA], graph) for graph in task.graphs}
+        graphs = build_graphs(chain.coordinates[:, CA], settings.graphs)
     with tally.timed("facts"):
-        facts = chain_facts(chain)
+        angles = dihedrals(chain.coordinates)
+        stored_angles, frames = backbone_features(chain.coordinates, angles)
+        facts = chain_facts(chain, angles)
+        reliable = reliability_mask(chain, settings.reliability)
     with tally.timed("write"):
         sample = Sample(
             key=chain.key,
@@ -165,17 +185,25 @@ def _store(chain: Chain, token: tuple[str, np.ndarray], task: BatchTask, tar: Ta
             facts=facts,
             cluster=NO_CLUSTER,
             high_quality=False,
+            reliable=reliable,
+            dihedrals=stored_angles if settings.backbone_features else None,
+            frames=frames if settings.backbone_features else None,
         )
         members = encode_facts(sample), encode_arrays(sample)
         offsets = tar.add(f"{chain.key}.json", members[0]), tar.add(f"{chain.key}.safetensors", members[1])
-    return ChainRecord(
-        key=chain.key,
-        source=chain.facts.source,
-        chain=chain.facts.chain_label,
-        sequence=chain.sequence,
-        facts_offset=offsets[0],
-        facts_length=len(members[0]),
-        arrays_offset=offsets[1],
-        arrays_length=len(members[1]),
-        quality={name: facts[name] for name in QUALITY_FACTS},
-    )
+    return {
+        "key": chain.key,
+        "entry": chain.facts.entry,
+        "source": chain.facts.source,
+        "chain": chain.facts.chain_label,
+        "digest": sequence_digest(chain.sequence),
+        "residues": len(chain.sequence),
+        "deposition_date": chain.facts.deposition_date,
+        "facts_offset": offsets[0],
+        "facts_length": len(members[0]),
+        "arrays_offset": offsets[1],
+        "arrays_length": len(members[1]),
+        "stem": bytes.fromhex(task.stem),
+        "sequence": chain.sequence,
+        **{name: facts[name] for name in QUALITY_FACTS},
+    }

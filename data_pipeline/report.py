@@ -8,6 +8,7 @@ from rich.table import Table
 
 from data_pipeline.audit import AuditReport, SplitCounts
 from data_pipeline.build import BuildOutcome
+from data_pipeline.estimate import DryRun
 from data_pipeline.manifest import REJECTS_NAME, Manifest, split_order
 from data_pipeline.structure.chain import THREEDI_STATES
 from data_pipeline.structure.parse import REASONS
@@ -24,6 +25,8 @@ def print_build(outcome: BuildOutcome, output: Path, console: Console | None = N
         return
     console.print(_reasons_table(manifest))
     console.print(_splits_table(manifest))
+    for line in _leakage_lines(manifest):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(_seconds_table(outcome))
     rate = manifest.chains / outcome.seconds
     resumed = f", {outcome.resumed_batches} batches resumed" if outcome.resumed_batches else ""
@@ -33,6 +36,52 @@ def print_build(outcome: BuildOutcome, output: Path, console: Console | None = N
         highlight=False,
         soft_wrap=True,
     )
+
+
+def print_dry_run(found: DryRun, console: Console | None = None) -> None:
+    """What the sample showed and what the whole build will take."""
+    console = console or Console()
+    costs, whole = found.costs, found.prediction
+    dropped = ", ".join(f"{count} {reason}" for reason, count in found.reasons.most_common()) or "none"
+    table = Table(title=f"Dry run: {found.sampled} of {whole.entries} entries parsed", title_justify="left")
+    table.add_column("prediction for the whole")
+    table.add_column("", justify="right")
+    rows = {
+        "chains kept (before duplicates)": f"{whole.chains:,.0f}",
+        "residues": f"{whole.residues:,.0f}",
+        f"time with {whole.workers} workers": _duration(whole.hours),
+        "core hours": f"{whole.core_hours:.2f}",
+        "shards": _size(whole.shard_bytes),
+        "disk at the peak (shards and spool)": _size(whole.peak_disk_bytes),
+        "memory of the driver's lists": _size(whole.driver_bytes),
+        "memory of the workers and Ray": _size(whole.worker_bytes),
+        "measured: parsing, microseconds per residue": f"{costs.parse_seconds * 1e6:.1f}",
+        "measured: shards, bytes per residue": f"{costs.shard_bytes:.0f}",
+        "dropped in the sample": dropped,
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+    console.print(
+        "Linear in residues; clustering by MMseqs2 or k-mers and the download of remote files come on top.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _duration(hours: float) -> str:
+    seconds = hours * 3600
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{hours:.1f} h"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
 
 
 def print_audit(report: AuditReport, folder: Path, console: Console | None = None) -> None:
@@ -76,6 +125,24 @@ def _splits_table(manifest: Manifest) -> Table:
     return table
 
 
+def _leakage_lines(manifest: Manifest) -> list[str]:
+    """How chains were clustered, and what of the evaluation sets was found among them."""
+    clustering = manifest.leakage.clustering
+    lines = []
+    if clustering:
+        version = f" {clustering['version']}" if clustering.get("version") else ""
+        lines.append(
+            f"clusters by {clustering['method']}{version}: {clustering['clusters']}, "
+            f"the largest of {clustering['largest_cluster']} chains"
+        )
+    for found in manifest.leakage.against:
+        lines.append(
+            f"leakage against {found['path']}: {found['chains_hit']} chains resemble "
+            f"{found['sequences_hit']} of {found['sequences']} sequences ({found['action']})"
+        )
+    return lines
+
+
 def _seconds_table(outcome: BuildOutcome) -> Table:
     table = Table(title="Seconds", title_justify="left")
     table.add_column("stage")
@@ -113,6 +180,7 @@ def _statistics(counts: SplitCounts) -> dict[str, str]:
         "3Di entropy (bits)": f"{abs(float(-(present * np.log2(present)).sum())):.2f}",
         "3Di top states": ", ".join(top),
         "residues without 3Di": f"{counts.invalid / residues:.1%}",
+        "residues not reliable": f"{counts.unreliable / residues:.1%}",
         "mean B-factor": _mean(counts.experimental_bfactor),
         "mean pLDDT": _mean(counts.plddt),
         "methods": ", ".join(f"{name} {count}" for name, count in counts.methods.most_common()),

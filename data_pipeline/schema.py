@@ -1,6 +1,7 @@
 """The shard contract: what one sample and one manifest hold. SCHEMA.md documents the same byte by byte."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,7 @@ class Sample:
     """bool [N]: backbone N, CA, C complete."""
     threedi_valid: np.ndarray
     """bool [N]: the 3Di state was computed, not filled in."""
-    graphs: dict[str, Graph]
+    graphs: Mapping[str, Graph]
     facts: dict[str, Any]
     """Fields of ExperimentFacts, notes and quality figures."""
     cluster: int
@@ -84,14 +85,25 @@ class Sample:
         missing = self.coordinates == MISSING_COORDINATE
         return np.where(missing, np.nan, self.coordinates / MILLI_ANGSTROM)
 
+    def threedi_codes(self) -> np.ndarray:
+        """int8 [N]: state index, -1 where not valid."""
+        return threedi_codes(self.threedi, self.threedi_valid)
+
     def threedi_states(self) -> np.ndarray:
         """int64 [N]: state index, -1 where not valid."""
-        states = _STATE_OF_BYTE[np.frombuffer(self.threedi.encode(), dtype=np.uint8)]
-        return np.where(self.threedi_valid, states, -1)
+        return self.threedi_codes().astype(np.int64)
 
 
-_STATE_OF_BYTE = np.full(256, -1, dtype=np.int64)
-_STATE_OF_BYTE[np.frombuffer(THREEDI_STATES.encode(), dtype=np.uint8)] = np.arange(len(THREEDI_STATES))
+def threedi_codes(letters: str, valid: np.ndarray) -> np.ndarray:
+    """int8 [N]: state index of each 3Di letter, -1 where not valid (bool [N])."""
+    codes = np.frombuffer(letters.encode("ascii").translate(_CODE_OF_BYTE), dtype=np.int8)
+    # 0 - 1 sets every bit, which is -1; 1 - 1 changes none.
+    return codes | (valid.view(np.int8) - np.int8(1))
+
+
+_NO_CODE = 0xFF
+_CODE_OF_BYTE = bytes(i if (i := THREEDI_STATES.find(chr(byte))) >= 0 else _NO_CODE for byte in range(256))
+"""3Di letter to state number; any other byte becomes -1 as int8."""
 
 
 def to_milli_angstrom(coordinates: np.ndarray) -> np.ndarray:
@@ -168,9 +180,13 @@ def decode_sample(facts: bytes, arrays: bytes) -> Sample:
         frames=tensors.get("frames"),
     )
     n = len(sample.sequence)
+    optional = ((sample.reliable, (n,)), (sample.dihedrals, (n, 3)), (sample.frames, (n, 4)))
     fits = (
-        len(sample.threedi) == n and sample.coordinates.shape == (n, len(ATOM_NAMES), 3) and sample.valid.shape == (n,)
+        len(sample.threedi) == n
+        and sample.coordinates.shape == (n, len(ATOM_NAMES), 3)
+        and sample.bfactor.shape == sample.valid.shape == sample.threedi_valid.shape == (n,)
+        and all(array is None or array.shape == shape for array, shape in optional)
     )
     if not fits:
-        raise ValueError(f"sample {sample.key}: sequence, 3Di and coordinates differ in length")
+        raise ValueError(f"sample {sample.key}: sequence, 3Di and arrays differ in length")
     return sample

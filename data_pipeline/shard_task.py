@@ -5,10 +5,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import pyarrow as pa
+
 from data_pipeline.manifest import ShardFacts, write_atomically
 from data_pipeline.placement import ShardTask
 from data_pipeline.schema import place_facts
 from data_pipeline.shards import PackedSample, write_shard
+from data_pipeline.spool import map_table
+
+_READ_COLUMNS = ["key", "residues", "facts_offset", "facts_length", "arrays_offset", "arrays_length", "stem"]
 
 
 def write_planned_shard(task: ShardTask) -> ShardFacts:
@@ -35,20 +40,17 @@ def _marker(task: ShardTask) -> Path:
 
 
 def _samples(task: ShardTask) -> Iterator[PackedSample]:
+    table = map_table(Path(task.placed)).select(_READ_COLUMNS).take(pa.array(task.rows))
     with ExitStack() as stack:
-        maps: dict[str, mmap.mmap] = {}
-        for chain in task.samples:
-            if chain.tar not in maps:
-                file = stack.enter_context(Path(chain.tar).open("rb"))
-                maps[chain.tar] = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            record, data = chain.record, maps[chain.tar]
-            facts = data[record.facts_offset : record.facts_offset + record.facts_length]
-            arrays = data[record.arrays_offset : record.arrays_offset + record.arrays_length]
-            yield PackedSample(
-                record.key,
-                place_facts(facts, chain.cluster, chain.high_quality),
-                arrays,
-                len(record.sequence),
-                chain.cluster,
-                chain.high_quality,
-            )
+        maps: dict[bytes, mmap.mmap] = {}
+        placed = zip(table.to_pylist(), task.cluster.tolist(), task.high_quality.tolist(), strict=True)
+        for row, cluster, high_quality in placed:
+            stem = row["stem"]
+            if stem not in maps:
+                file = stack.enter_context((Path(task.parsed) / f"{stem.hex()}.tar").open("rb"))
+                maps[stem] = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            data = maps[stem]
+            facts = data[row["facts_offset"] : row["facts_offset"] + row["facts_length"]]
+            arrays = data[row["arrays_offset"] : row["arrays_offset"] + row["arrays_length"]]
+            members = place_facts(facts, cluster, high_quality), arrays
+            yield PackedSample(row["key"], *members, row["residues"], cluster, high_quality)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.build import SyntheticConfig
+from configs.source import SyntheticConfig
 from configs.errors import UserError
 from data_pipeline.structure.chain import AMINO_ACIDS
 from data_pipeline.structure.geometry import virtual_cb

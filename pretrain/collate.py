@@ -7,10 +7,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from data_pipeline.schema import Sample
+from data_pipeline.schema import Sample, threedi_codes
 from data_pipeline.structure.chain import AMINO_ACIDS
 from pretrain.batch import Batch, Packed
-from pretrain.sampler import Crop, keyed_uniform
+from pretrain.sampler import KEYED_BITS, Crop, keyed_bits
 
 
 class Tokens(Protocol):
@@ -34,58 +34,102 @@ class Item:
     """float [chain residues, E]: frozen teacher embeddings of the whole chain."""
 
 
-def collate(items: Sequence[Item], alphabet: Tokens, mask_fraction: float, seed: int, epoch: int) -> Batch:
+def collate(
+    items: Sequence[Item],
+    alphabet: Tokens,
+    mask_fraction: float,
+    seed: int,
+    epoch: int,
+    mask_unreliable: bool = True,
+) -> Batch:
     """Lay the crops end to end and mask `mask_fraction` of each one's standard residues (at least one).
 
     Masks are keyed by (seed, epoch, sample), so a chain gets the same mask on any rank of any world. A masked residue
     always becomes `<mask>` (no 80/10/10); unknown residues (`X`) are never masked, as their target says nothing.
+
+    Args:
+        mask_unreliable: residues that the shards mark as unreliable have no 3Di state and no part in the contrast.
     """
     assert items, "a rank's share of a pool is never empty"
-    lengths = np.array([item.crop.length for item in items])
-    residues = np.concatenate([alphabet.encode(_cut(item.crop, item.sample.sequence)) for item in items])
-    chain = np.repeat(np.arange(len(items)), lengths)
-    place = np.arange(len(residues)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    residue_index = np.arange(len(residues)) + 2 * chain + 1
-    tokens = np.full(len(residues) + 2 * len(items), alphabet.eos_id, dtype=np.int64)
-    tokens[np.cumsum(lengths + 2) - lengths - 2] = alphabet.cls_id
-    tokens[residue_index] = residues
+    numbers, starts, lengths = np.array([item.crop for item in items]).T
+    cuts = [slice(start, start + length) for _, start, length in (item.crop for item in items)]
+    sequences = [item.sample.sequence[cut] for item, cut in zip(items, cuts, strict=True)]
+    # Two letters stand between sequences, and one at either end, where the special tokens go.
+    tokens = alphabet.encode(f"X{'XX'.join(sequences)}X")
+    first_token = (lengths + 2).cumsum() - lengths - 2
+    tokens[first_token] = alphabet.cls_id
+    tokens[first_token + lengths + 1] = alphabet.eos_id
+    residue_index = np.arange(len(tokens) - 2 * len(items)) + (2 * np.arange(len(items)) + 1).repeat(lengths)
 
-    numbers = np.array([item.crop.sample for item in items])
-    starts = np.array([item.crop.start for item in items])
-    noise = keyed_uniform(seed, epoch, numbers[chain], place + starts[chain] + 1)
-    standard = np.isin(residues, alphabet.encode(AMINO_ACIDS))
-    masked = _lowest(np.where(standard, noise, np.inf), chain, standard, mask_fraction)
-    tokens[residue_index[masked]] = alphabet.mask_id
+    noise = keyed_bits(seed, epoch, numbers, starts, lengths)
+    letters = "".join(sequences).encode("ascii", errors="replace")
+    standard = _STANDARD[np.frombuffer(letters, dtype=np.uint8)]
+    masked_index = residue_index[_lowest(noise, lengths, standard, mask_fraction)]
+    masked_target = tokens[masked_index]
+    tokens[masked_index] = alphabet.mask_id
 
-    valid = np.concatenate([_cut(item.crop, item.sample.valid) for item in items])
+    valid, threedi = _structure(items, cuts, mask_unreliable)
     teacher = None
     if items[0].teacher is not None:
-        teacher = np.concatenate([_cut(item.crop, item.teacher) for item in items]).astype(np.float32)
-        valid = valid & teacher.any(axis=1)
+        teacher = np.concatenate([item.teacher[cut] for item, cut in zip(items, cuts, strict=True)]).astype(np.float32)
+        valid &= teacher.any(axis=1)
         teacher[~valid] = 0
+    bfactor = np.concatenate([item.sample.bfactor[cut] for item, cut in zip(items, cuts, strict=True)])
     return Batch(
         packed=Packed(torch.from_numpy(tokens), tuple((lengths + 2).tolist())),
-        masked_index=torch.from_numpy(residue_index[masked]),
-        masked_target=torch.from_numpy(residues[masked]),
+        masked_index=torch.from_numpy(masked_index),
+        masked_target=torch.from_numpy(masked_target),
         residue_index=torch.from_numpy(residue_index),
-        threedi=torch.from_numpy(np.concatenate([_cut(i.crop, i.sample.threedi_states()) for i in items])),
+        threedi=torch.from_numpy(threedi.astype(np.int64)),
         structure_valid=torch.from_numpy(valid),
         teacher=None if teacher is None else torch.from_numpy(teacher),
-        protein=torch.from_numpy(numbers[chain]),
-        cluster=torch.from_numpy(np.array([item.cluster for item in items])[chain]),
-        bfactor=torch.from_numpy(np.concatenate([_cut(i.crop, i.sample.bfactor) for i in items]).astype(np.float32)),
+        protein=torch.from_numpy(numbers.repeat(lengths)),
+        cluster=torch.from_numpy(np.array([item.cluster for item in items]).repeat(lengths)),
+        bfactor=torch.from_numpy(bfactor.astype(np.float32, copy=False)),
     )
 
 
-def _cut(crop: Crop, rows):
-    return rows[crop.start : crop.start + crop.length]
+def _structure(items: Sequence[Item], cuts: Sequence[slice], mask_unreliable: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Of all crops end to end: which residues have a structure (bool [N]) and their 3Di states (int8 [N], -1: none)."""
+    pairs = [(item.sample, cut) for item, cut in zip(items, cuts, strict=True)]
+    valid = np.concatenate([sample.valid[cut] for sample, cut in pairs])
+    letters = "".join([sample.threedi[cut] for sample, cut in pairs])
+    has_state = np.concatenate([sample.threedi_valid[cut] for sample, cut in pairs])
+    if mask_unreliable and any(sample.reliable is not None for sample, _ in pairs):
+        parts = [np.ones(len(s.valid), dtype=bool)[cut] if s.reliable is None else s.reliable[cut] for s, cut in pairs]
+        reliable = np.concatenate(parts)
+        valid &= reliable
+        has_state &= reliable
+    return valid, threedi_codes(letters, has_state)
 
 
-def _lowest(noise: np.ndarray, chain: np.ndarray, eligible: np.ndarray, fraction: float) -> np.ndarray:
-    """Sorted int64 indices of the residues of lowest noise: in each chain `fraction` of the eligible, at least one."""
-    num_eligible = np.bincount(chain, weights=eligible).astype(np.int64)
+def _lowest(noise: np.ndarray, lengths: np.ndarray, eligible: np.ndarray, fraction: float) -> np.ndarray:
+    """Sorted int64 indices of the residues of lowest noise: in each chain `fraction` of the eligible, at least one.
+
+    Args:
+        noise: uint64 [N] below 2^KEYED_BITS; used up.
+        lengths: int64 [P], residues of each chain.
+    """
+    ends = lengths.cumsum()
+    starts = ends - lengths
+    num_eligible = lengths if eligible.all() else np.add.reduceat(eligible, starts, dtype=np.int64)
     wanted = np.minimum(num_eligible, np.maximum(1, np.rint(fraction * num_eligible).astype(np.int64)))
-    order = np.lexsort((noise, chain))
-    num_residues = np.bincount(chain)
-    rank = np.arange(len(chain)) - np.repeat(np.cumsum(num_residues) - num_residues, num_residues)
-    return np.sort(order[rank < wanted[chain[order]]])
+    # Sorting values is many times faster than sorting indices, so the chain goes into the bits above the noise, as many
+    # chains at a time as these bits can number. What is not eligible comes after all that is.
+    chain = (np.arange(len(lengths)) % _CHAINS_AT_ONCE).astype(np.uint64) << np.uint64(KEYED_BITS)
+    keys = noise if num_eligible is lengths else np.where(eligible, noise, _AFTER_ALL)
+    keys |= chain.repeat(lengths)
+    limits = np.empty(len(lengths), dtype=np.uint64)
+    for first in range(0, len(lengths), _CHAINS_AT_ONCE):
+        part = slice(first, first + _CHAINS_AT_ONCE)
+        ordered = np.sort(keys[starts[first] : ends[part][-1]])
+        limits[part] = ordered[starts[part] - starts[first] + np.maximum(wanted[part], 1) - 1]
+    lowest = keys <= limits.repeat(lengths)
+    return np.flatnonzero(lowest if num_eligible is lengths else lowest & eligible)
+
+
+_CHAINS_AT_ONCE = 1 << (64 - KEYED_BITS)
+_AFTER_ALL = np.uint64((1 << KEYED_BITS) - 1)
+_STANDARD = np.zeros(256, dtype=bool)
+_STANDARD[np.frombuffer(AMINO_ACIDS.encode(), dtype=np.uint8)] = True
+"""Bytes that are letters of standard residues."""

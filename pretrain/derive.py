@@ -1,35 +1,59 @@
 """Derived columns: a frozen teacher's embeddings of every chain, written once beside the shards."""
 
+import hashlib
+import json
 import logging
+import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from configs.errors import UserError
-from configs.train import TrainConfig
-from data_pipeline.derived import DerivedReader, DerivedWriter
+from configs.train import EngineConfig, TrainConfig
+from data_pipeline.derived import DERIVED_FOLDER, DerivedManifest, write_derived_manifest
+from data_pipeline.manifest import MANIFEST_NAME, read_sealed
 from data_pipeline.reader import ShardReader
+from pretrain.derive_forms import PCA_NAME, Errors, Moments, Projection, projection_sha256
+from pretrain.derive_pool import Pool, PoolSize
+from pretrain.derive_progress import shown
+from pretrain.derive_shard import (
+    WORK_FOLDER,
+    DeriveSettings,
+    MomentsTask,
+    ShardResult,
+    ShardTask,
+    ShardWorker,
+    open_worker,
+)
+from pretrain.ray_workers import _cluster
 from pretrain.teachers.load import load_teacher
 from pretrain.teachers.protocol import Teacher
 
+ALGORITHM = 1
+"""Raised whenever the same teacher and settings would give other bytes."""
+SMALL_RESIDUES = 100_000
+"""Columns below this are made without Ray, whose start costs as much time as they do."""
+PCA_SHARDS = 16
+"""Shards over which the residues are spread that principal components are fitted on."""
 log = logging.getLogger("pretrain.derive")
-BATCH_RESIDUES = 4096
-"""Chains are embedded together up to this many residues."""
-ARRAY = "embedding"
+Run = Callable[[Sequence[Any]], Iterator[Any]]
+"""Results of tasks, in any order."""
 
 
 def derive_teacher(config: TrainConfig, shards: Path) -> None:
-    """Write the column `teacher.column`: float16 `embedding` [N, width] of every chain of every split.
+    """Write the column `teacher.column`: the embedding of every chain of every split, in the form `derive.form`.
 
-    A finished column of the same teacher is kept as it is; a column of another teacher is replaced.
+    The work is done shard by shard. Shards that an interrupted run finished are kept; so is a finished column of the
+    same teacher and settings, except for shards of it that are damaged or lost. Another one is replaced.
 
     Raises:
-        UserError: no column named, no teacher to load, or no shards.
+        UserError: no column named, no teacher to load, no shards, settings that do not fit, or a shard over which
+            workers die again and again.
     """
     name = config.teacher.column
     if name is None:
@@ -37,80 +61,187 @@ def derive_teacher(config: TrainConfig, shards: Path) -> None:
             f"teacher.column is not set: name the column to write, e.g. teacher.column={config.teacher.kind}"
         )
     teacher = load_teacher(config.teacher)
-    facts = teacher_facts(teacher)
+    started = time.perf_counter()
     with ShardReader(shards, verify=config.data.verify) as reader:
-        if _is_current(reader, name, facts):
+        column = _Column(config, reader, name, teacher)
+        with _runner(config, column) as run:
+            results = column.make(run)
+        residues = sum(result.facts.residues for result in results if result.made)
+        if not residues:
             log.info("derived column %s of %s is up to date", name, shards)
             return
-        started = time.perf_counter()
-        with DerivedWriter(reader, name, facts) as writer, _progress() as progress:
-            total = sum(int(reader.index(split).residues.sum()) for split in reader.splits)
-            task = progress.add_task(f"{teacher.kind} embeddings (residues)", total=total)
-            for split in reader.splits:
-                for number, embedding in _embeddings(reader, split, teacher):
-                    writer.write(split, number, {ARRAY: _as_float16(embedding, teacher)})
-                    progress.advance(task, len(embedding))
         seconds = time.perf_counter() - started
-        log.info("derived column %s: %d residues in %.1f s, %.0f residues/s", name, total, seconds, total / seconds)
+        log.info(
+            "derived column %s: %d residues in %.1f s, %.0f residues/s", name, residues, seconds, residues / seconds
+        )
 
 
-def teacher_facts(teacher: Teacher) -> dict[str, Any]:
-    """What a column says of where its embeddings come from."""
-    return {
+class _Column:
+    """What the column is to hold, and what is there of it."""
+
+    def __init__(self, config: TrainConfig, reader: ShardReader, name: str, teacher: Teacher) -> None:
+        derive = config.derive
+        if derive.pca_width is not None and derive.pca_width > teacher.width:
+            raise UserError(
+                f"derive.pca_width {derive.pca_width}: the teacher has {teacher.width} features; allowed: 1 to"
+                f" {teacher.width}"
+            )
+        self.reader = reader
+        self.folder = Path(reader.folder).resolve() / DERIVED_FOLDER / name
+        self.facts = column_facts(config, teacher)
+        content = reader.manifest.content_sha256 if derive.form == "pca" else None
+        identity = json.dumps([ALGORITHM, self.facts, content], sort_keys=True)
+        self.settings = DeriveSettings(
+            started_in=os.getcwd(),
+            shards=Path(reader.folder).resolve(),
+            column=self.folder,
+            verify=config.data.verify,
+            teacher=config.teacher,
+            weights_sha256=teacher.weights_sha256,
+            derive=derive,
+            identity=hashlib.sha256(identity.encode()).hexdigest(),
+        )
+        self.num_shards = sum(len(reader.files(split)) for split in reader.splits)
+        self.residues = sum(file.facts.residues for split in reader.splits for file in reader.files(split))
+
+    def make(self, run: Run) -> list[ShardResult]:
+        """Bring every shard about, then declare the column finished; results in the order of the base shards."""
+        known = self._known()
+        if known is None:
+            # From here on it no longer counts as finished, whatever it was.
+            (self.folder / MANIFEST_NAME).unlink(missing_ok=True)
+        (self.folder / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+        if self.settings.derive.form == "pca":
+            self._fit(run)
+        there = {shard.name: shard for shards in known.splits.values() for shard in shards} if known else {}
+        tasks = [
+            ShardTask(file.facts.name, split, number, there.get(file.facts.name))
+            for split in self.reader.splits
+            for number, file in enumerate(self.reader.files(split))
+        ]
+        results = list(shown(run(tasks), self.residues, f"{self.facts['teacher']} embeddings"))
+        results.sort(key=lambda result: (self.reader.splits.index(result.split), result.number))
+        if known is None or any(result.made for result in results):
+            self._finish(results, known)
+        _remove(self.folder / WORK_FOLDER)
+        return results
+
+    def _known(self) -> DerivedManifest | None:
+        """The manifest of a finished column of the same settings and base."""
+        try:
+            manifest, _ = read_sealed(self.folder / MANIFEST_NAME, DerivedManifest, "it is written again")
+        except FileNotFoundError:
+            return None
+        except UserError as error:
+            log.info("%s", error)
+            return None
+        facts = {key: value for key, value in manifest.facts.items() if key in self.facts}
+        same = (
+            facts == self.facts
+            and manifest.facts.get("identity") == self.settings.identity
+            and manifest.base_sha256 == self.reader.manifest.content_sha256
+            and manifest.facts.get("pca_sha256") == self._pca_sha256()
+        )
+        return manifest if same else None
+
+    def _pca_sha256(self) -> str | None:
+        if self.settings.derive.form != "pca":
+            return None
+        return projection_sha256(self.folder, self.settings.identity)
+
+    def _fit(self, run: Run) -> None:
+        """The principal components of embeddings from all over the first split (train, where there is one)."""
+        if self._pca_sha256() is not None:
+            return
+        derive, split = self.settings.derive, self.reader.splits[0]
+        files = self.reader.files(split)
+        chosen = np.unique(np.linspace(0, len(files) - 1, PCA_SHARDS).astype(int)).tolist()
+        each = -(-derive.pca_residues // len(chosen))
+        tasks = [MomentsTask(files[number].facts.name, split, number, each) for number in chosen]
+        parts: dict[int, Moments] = dict(run(tasks))
+        total = parts[chosen[0]]
+        for number in chosen[1:]:
+            total = total.plus(parts[number])
+        if not total.residues:
+            raise UserError(f"derive.form pca: no residue of split {split!r} has a backbone; use another form")
+        assert derive.pca_width is not None
+        Projection.fitted(total, derive.pca_width).write(self.folder, self.settings.identity, self.folder / WORK_FOLDER)
+        log.info("%d principal components fitted on %d residues", derive.pca_width, total.residues)
+
+    def _finish(self, results: list[ShardResult], known: DerivedManifest | None) -> None:
+        facts = {**self.facts, "identity": self.settings.identity}
+        if self.settings.derive.form == "pca":
+            facts["pca_sha256"] = self._pca_sha256()
+        if known is not None:
+            # Only damaged shards were made, again with the same content, so that the error is what it was.
+            facts["error"] = known.facts["error"]
+        else:
+            facts["error"] = Errors.total(result.errors for result in results if result.errors).figures()
+        splits = {split: [result.facts for result in results if result.split == split] for split in self.reader.splits}
+        named = {name for shards in splits.values() for shard in shards for name in (shard.name, shard.index)}
+        named |= {MANIFEST_NAME, PCA_NAME} if "pca_sha256" in facts else {MANIFEST_NAME}
+        for path in self.folder.iterdir():
+            if path.is_file() and path.name not in named:
+                path.unlink()
+        write_derived_manifest(self.reader.manifest, self.folder, facts, splits)
+        error = facts["error"]
+        log.info(
+            "form %s: relative error %.2g, cosine to the teacher %.6f on average, %.6f at worst",
+            *(facts["form"], error["relative_rms"], error["cosine_mean"], error["cosine_min"]),
+        )
+
+
+def column_facts(config: TrainConfig, teacher: Teacher) -> dict[str, Any]:
+    """What a column says of where its embeddings come from, beside error and hashes."""
+    derive = config.derive
+    facts: dict[str, Any] = {
         "teacher": teacher.kind,
         "weights_sha256": teacher.weights_sha256,
-        "width": teacher.width,
-        "dtype": "float16",
+        "teacher_width": teacher.width,
+        "width": derive.pca_width or teacher.width,
+        "form": derive.form,
+        "dtype": derive.pca_storage if derive.form == "pca" else derive.form,
+        "batch_residues": derive.batch_residues,
     }
+    if derive.form == "pca":
+        facts["pca_residues"] = derive.pca_residues
+    return facts
 
 
-def _as_float16(embedding: np.ndarray, teacher: Teacher) -> np.ndarray:
-    largest = np.abs(embedding).max(initial=0.0)
-    if not largest <= np.finfo(np.float16).max:
-        raise UserError(
-            f"teacher {teacher.kind}: an embedding of {largest:.3g} does not fit float16; its training diverged, "
-            "train it again with a smaller optimizer.head_lr"
-        )
-    return embedding.astype(np.float16)
+@contextmanager
+def _runner(config: TrainConfig, column: _Column) -> Iterator[Run]:
+    """Runs tasks in this process, or on the actors of a Ray cluster."""
+    wanted, on_cluster = config.derive.num_workers, config.engine.address or os.environ.get("RAY_ADDRESS")
+    small = column.residues < SMALL_RESIDUES or (column.num_shards == 1 and not on_cluster)
+    if wanted == 1 or (wanted is None and small) or column.num_shards == 1:
+        worker = ShardWorker(column.settings)
+        try:
+            yield lambda tasks: map(worker, tasks)
+        finally:
+            worker.close()
+        return
+    workers = min(wanted, column.num_shards) if wanted else 1
+    with _cluster(EngineConfig(num_workers=workers, address=config.engine.address)):
+        size = _pool_size(wanted, column.num_shards)
+        log.info("%d Ray actors, %s each", size.actors, f"{size.gpus_each} GPU" if size.gpus_each else "1 CPU")
+        with Pool(open_worker, column.settings, size, lambda task: f"derive teacher: shard {task.name}") as pool:
+            yield pool.run
 
 
-def _is_current(reader: ShardReader, name: str, facts: dict[str, Any]) -> bool:
-    """Whether the column is finished, undamaged, and of this teacher."""
-    try:
-        with DerivedReader(reader, name) as column:
-            if column.facts != facts or set(column.manifest.splits) != set(reader.splits):
-                return False
-            for split in reader.splits:
-                for file in column.files(split):
-                    file.bytes_at(0, 0)  # the first touch compares the whole file with its sha256
-            return True
-    except UserError as error:
-        log.info("%s", error)
-        return False
+def _pool_size(wanted: int | None, num_shards: int) -> PoolSize:
+    """One actor per GPU where the cluster has any, else per CPU; never more than wanted, or than shards."""
+    import ray
+
+    have = ray.cluster_resources()
+    gpus = int(have.get("GPU", 0))
+    room = gpus or int(have.get("CPU", 1))
+    return PoolSize(max(min(wanted or room, room, num_shards), 1), gpus_each=1 if gpus else 0)
 
 
-def _embeddings(reader: ShardReader, split: str, teacher: Teacher) -> Iterator[tuple[int, np.ndarray]]:
-    """Number and embedding of every chain of a split, in order."""
-    residues = reader.index(split).residues
-    for numbers in _batches(residues.tolist()):
-        samples = [reader.sample(split, number) for number in numbers]
-        yield from zip(numbers, teacher.embed_many(samples), strict=True)
-
-
-def _batches(residues: list[int]) -> Iterator[list[int]]:
-    """Consecutive numbers whose residues fit BATCH_RESIDUES; a longer chain stands alone."""
-    batch: list[int] = []
-    held = 0
-    for number, count in enumerate(residues):
-        if batch and held + count > BATCH_RESIDUES:
-            yield batch
-            batch, held = [], 0
-        batch.append(number)
-        held += count
-    if batch:
-        yield batch
-
-
-def _progress() -> Progress:
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    return Progress(*columns, console=Console(stderr=True))
+def _remove(folder: Path) -> None:
+    """Remove the folder, though a last worker of a killed run may still be writing into it."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)

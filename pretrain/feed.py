@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -44,6 +45,38 @@ def chosen_chains(reader: ShardReader, config: DataConfig) -> tuple[np.ndarray, 
     return np.flatnonzero(keep), np.asarray(index.residues, dtype=np.int64)[keep]
 
 
+def open_shards(config: DataConfig) -> ShardReader:
+    """The reader of a run's shards, local or remote.
+
+    Raises:
+        UserError: there are none, or they cannot be reached.
+    """
+    return ShardReader(config.shards, config.verify, config.cache)
+
+
+@dataclass(frozen=True)
+class EpochPlanner:
+    """From the epoch to its pools; knows the reader, so that a stream can have remote shards fetched ahead."""
+
+    reader: ShardReader
+    config: DataConfig
+    seed: int
+    samples: np.ndarray
+    residues: np.ndarray
+    """int64 [S] each: what `chosen_chains` gives."""
+
+    def __call__(self, epoch: int) -> Plan:
+        shards = None
+        if self.config.shuffle_window_shards is not None:
+            shards = self.reader.index(self.config.split).shard[self.samples]
+        return plan_epoch(self.residues, self.seed, epoch, self.config, self.samples, shards)
+
+
+def epoch_planner(reader: ShardReader, config: DataConfig, seed: int) -> EpochPlanner:
+    """A function from the epoch to its pools."""
+    return EpochPlanner(reader, config, seed, *chosen_chains(reader, config))
+
+
 def pool_stream(
     plan_of: Callable[[int], Plan],
     make: Callable[[list[Crop], int], Any],
@@ -54,12 +87,17 @@ def pool_stream(
     """This rank's shares of the pools from `position` on, epoch after epoch without end.
 
     Args:
-        plan_of: the pools of an epoch.
+        plan_of: the pools of an epoch; where it is an `EpochPlanner`, the shards of later pools are fetched ahead.
         make: one rank's crops and the epoch -> batch.
     """
     while True:
         plan = plan_of(position.epoch)
+        ahead = None
+        if isinstance(plan_of, EpochPlanner) and plan_of.reader.shards_ahead:
+            ahead = FetchAhead(plan_of.reader, plan_of.config.split, plan, position.pool, rank, world_size)
         for number in range(position.pool, len(plan)):
+            if ahead is not None:
+                ahead.before(number)
             pool = plan[number]
             batch = make(rank_crops(pool, rank, world_size), position.epoch)
             num_tokens = sum(crop.length + SPECIAL_TOKENS for pack in pool for crop in pack)
@@ -67,10 +105,36 @@ def pool_stream(
         position = Position(position.epoch + 1, 0)
 
 
-def epoch_planner(reader: ShardReader, config: DataConfig, seed: int) -> Callable[[int], Plan]:
-    """A function from the epoch to its pools."""
-    samples, residues = chosen_chains(reader, config)
-    return lambda epoch: plan_epoch(residues, seed, epoch, config, samples)
+class FetchAhead:
+    """Walks through a rank's pools in front of the training and asks for the shards that are not here yet.
+
+    It stops where as many shards as the reader allows were asked for by pools that are still to come.
+    """
+
+    def __init__(
+        self, reader: ShardReader, split: str, plan: Plan, first_pool: int, rank: int, world_size: int
+    ) -> None:
+        self._reader = reader
+        self._split = split
+        self._plan = plan
+        self._rank, self._world_size = rank, world_size
+        self._next = first_pool
+        self._asked: deque[tuple[int, int]] = deque()
+        """(pool, shards that it was the first to ask for)."""
+
+    def before(self, pool: int) -> None:
+        """To be called before a pool is read."""
+        while self._asked and self._asked[0][0] < pool:
+            self._asked.popleft()
+        while self._next < len(self._plan) and self._waiting() < self._reader.shards_ahead:
+            crops = rank_crops(self._plan[self._next], self._rank, self._world_size)
+            far = self._reader.prefetch(self._split, [crop.sample for crop in crops])
+            if far:
+                self._asked.append((self._next, far))
+            self._next += 1
+
+    def _waiting(self) -> int:
+        return sum(far for _, far in self._asked)
 
 
 def prefetch(source: Iterator[T], depth: int = 2) -> Iterator[T]:

@@ -7,6 +7,7 @@ across all ranks, so everything that depends on which residues stand together is
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,10 @@ from configs.train import DataConfig
 
 SPECIAL_TOKENS = 2
 """Tokens a chain costs beside its residues: `<cls>` and `<eos>`."""
-_WINDOW_CHAINS = 4096
+KEYED_BITS = 53
+"""Random bits of a keyed number: as many as a float64 holds."""
+_UNUSED_BITS = np.uint64(64 - KEYED_BITS)
+_STRETCH_CHAINS = 4096
 _CARRY_BELOW = 0.98
 
 
@@ -73,16 +77,25 @@ class Plan(Sequence):
 
 
 def plan_epoch(
-    residues: np.ndarray, seed: int, epoch: int, config: DataConfig, samples: np.ndarray | None = None
+    residues: np.ndarray,
+    seed: int,
+    epoch: int,
+    config: DataConfig,
+    samples: np.ndarray | None = None,
+    shards: np.ndarray | None = None,
 ) -> Plan:
     """Shuffle, crop, pack and pool the chains of one epoch; the same arguments give the same pools.
 
     Every chain is seen exactly once. The last pool may hold less than its budget: packs are halved until their number
     is whole; only where there are fewer chains than packs in a pool do chains repeat, so that no rank stands empty.
 
+    With `config.shuffle_window_shards` chains are shuffled within windows of so many shards, the shards in shuffled
+    order; the few chains that would leave a pack of their window ill filled go on to the next window.
+
     Args:
         residues: int [S], length of every chain.
         samples: int [S], the chains' numbers in their split (default 0..S-1); crops are keyed by them.
+        shards: int [S], the shard of every chain; needed for windows of shards.
     """
     assert len(residues), "an epoch needs at least one chain"
     samples = np.arange(len(residues)) if samples is None else np.asarray(samples, dtype=np.int64)
@@ -90,8 +103,17 @@ def plan_epoch(
     lengths = np.minimum(residues, config.max_residues)
     starts = (keyed_uniform(seed, epoch, samples) * (residues - lengths + 1)).astype(np.int64)
     shuffle = np.random.Generator(np.random.PCG64([seed, epoch]))
-    packs = _pack_windows(lengths + SPECIAL_TOKENS, shuffle.permutation(len(residues)), config.pack_tokens)
-    packs = [packs[k] for k in shuffle.permutation(len(packs))]
+    if config.shuffle_window_shards is None:
+        windows = [shuffle.permutation(len(residues))]
+    else:
+        assert shards is not None, "windows of shards need the shard of every chain"
+        windows = _shard_windows(shards, config.shuffle_window_shards, shuffle)
+    packs: list[list[int]] = []
+    carried: list[int] = []
+    for number, window in enumerate(windows):
+        last = number == len(windows) - 1
+        done, carried = _pack_window(lengths + SPECIAL_TOKENS, carried, window, config.pack_tokens, last)
+        packs += [done[k] for k in shuffle.permutation(len(done))]
     packs = _whole_pools(packs, config.packs_per_pool)
     order = np.fromiter((i for pack in packs for i in pack), dtype=np.int64)
     bounds = np.concatenate([[0], np.cumsum([len(pack) for pack in packs])])
@@ -105,36 +127,88 @@ def rank_crops(pool: Pool, rank: int, world_size: int) -> list[Crop]:
 
 def keyed_uniform(seed: int, epoch: int, samples: np.ndarray, residues: np.ndarray | int = 0) -> np.ndarray:
     """float64 in [0, 1) for each (seed, epoch, sample, residue): SplitMix64 over the four, no state and no order."""
-    key = np.uint64(seed % (1 << 64))
-    for part in (np.uint64(epoch), samples.astype(np.uint64), np.asarray(residues).astype(np.uint64)):
-        key = _mix(key ^ _mix(part))
-    return (key >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    mixed = _mix(np.atleast_1d(np.asarray(residues)).astype(np.uint64))
+    return (_mix(_sample_keys(seed, epoch, samples) ^ mixed) >> _UNUSED_BITS).astype(np.float64) * 2.0**-KEYED_BITS
 
 
-def _mix(value: np.ndarray | np.uint64) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
-    with np.errstate(over="ignore"):
-        value = np.asarray(value, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return value ^ (value >> np.uint64(31))
+def keyed_bits(seed: int, epoch: int, samples: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """uint64 below 2^KEYED_BITS for each residue of some crops, end to end.
+
+    They are `keyed_uniform` times 2^KEYED_BITS for the residue's number in its chain, counted from 1.
+    """
+    begins = (starts + 1).tolist()
+    ends = (starts + 1 + lengths).tolist()
+    table = _mixed_residues(1 << max(12, max(ends).bit_length()))
+    mixed = np.concatenate([table[begin:end] for begin, end in zip(begins, ends, strict=True)])
+    mixed ^= _sample_keys(seed, epoch, samples).repeat(lengths)
+    bits = _mix(mixed)
+    bits >>= _UNUSED_BITS
+    return bits
 
 
-def _pack_windows(tokens: np.ndarray, order: np.ndarray, budget: int) -> list[list[int]]:
-    """Pack each window of the shuffled order; chains of ill-filled packs go on to the next window."""
+def _sample_keys(seed: int, epoch: int, samples: np.ndarray) -> np.ndarray:
+    return _mix(_epoch_key(seed, epoch) ^ _mix(samples.astype(np.uint64)))
+
+
+@lru_cache(maxsize=4)
+def _epoch_key(seed: int, epoch: int) -> np.uint64:
+    return _mix(np.array([seed % (1 << 64)], dtype=np.uint64) ^ _mix(np.array([epoch], dtype=np.uint64)))[0]
+
+
+@lru_cache(maxsize=4)
+def _mixed_residues(number: int) -> np.ndarray:
+    """uint64 [number]: the mixed number of every residue below."""
+    return _mix(np.arange(number, dtype=np.uint64))
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014) of each value; multiplication is modulo 2^64."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    shifted = values >> np.uint64(30)
+    values ^= shifted
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= np.right_shift(values, np.uint64(27), out=shifted)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= np.right_shift(values, np.uint64(31), out=shifted)
+    return values
+
+
+def _shard_windows(shards: np.ndarray, width: int, shuffle: np.random.Generator) -> list[np.ndarray]:
+    """The chains of each window of `width` shards, shuffled; the shards stand in shuffled order."""
+    present, shard_of = np.unique(shards, return_inverse=True)
+    window_of = np.empty(len(present), dtype=np.int64)
+    window_of[shuffle.permutation(len(present))] = np.arange(len(present)) // width
+    order = shuffle.permutation(len(shards))
+    order = order[np.argsort(window_of[shard_of[order]], kind="stable")]
+    sizes = np.bincount(window_of[shard_of])
+    return np.split(order, np.cumsum(sizes)[:-1])
+
+
+def _pack_window(
+    tokens: np.ndarray, carried: list[int], order: np.ndarray, budget: int, last: bool
+) -> tuple[list[list[int]], list[int]]:
+    """Pack a window in stretches of the shuffled order; chains of ill-filled packs go on to the next stretch.
+
+    Args:
+        carried: chains that come from the window before; they stay here, so that no shard is needed for long.
+        last: no window follows.
+
+    Returns:
+        the packs, and the chains that go on to the next window.
+    """
     packs: list[list[int]] = []
-    carried: list[int] = []
-    for begin in range(0, len(order), _WINDOW_CHAINS):
-        window = carried + order[begin : begin + _WINDOW_CHAINS].tolist()
-        done = list(_best_fit(tokens, window, budget))
-        last = begin + _WINDOW_CHAINS >= len(order)
+    strangers = set(carried)
+    for begin in range(0, len(order), _STRETCH_CHAINS):
+        done = list(_best_fit(tokens, carried + order[begin : begin + _STRETCH_CHAINS].tolist(), budget))
+        at_end = begin + _STRETCH_CHAINS >= len(order)
         carried = []
         for pack in done:
-            if last or tokens[pack].sum() >= _CARRY_BELOW * budget:
+            stay = at_end and (last or not strangers.isdisjoint(pack))
+            if stay or tokens[pack].sum() >= _CARRY_BELOW * budget:
                 packs.append(pack)
             else:
                 carried += pack
-    return packs
+    return packs, carried
 
 
 def _best_fit(tokens: np.ndarray, chains: list[int], budget: int) -> Iterator[list[int]]:

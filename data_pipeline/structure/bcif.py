@@ -1,7 +1,7 @@
 """BinaryCIF (Sehnal et al. 2020, PLoS Comput. Biol. 16, e1008247): MessagePack maps of encoded columns.
 
-Only numpy decodes here, and no array is made larger than the category's own row count allows, so that damaged files
-end in an error and not in a crash.
+Only numpy decodes here, no array is made longer than its category has rows, and no category may claim more rows than
+its file could hold, so that damaged files end in an error and neither in a crash nor in a full memory.
 """
 
 import itertools
@@ -12,7 +12,7 @@ import msgpack
 import numpy as np
 
 from data_pipeline.structure.chain import StructureError
-from data_pipeline.structure.formats import ATOM_CODES, AtomTable, shortened
+from data_pipeline.structure.formats import AtomTable, atom_index, shortened
 
 _METADATA = (
     "_entry",
@@ -28,9 +28,14 @@ _METADATA = (
     "_ma_data",
     "_struct",
     "_pdbx_struct_mod_residue",
+    "_pdbx_struct_assembly",
+    "_pdbx_struct_assembly_gen",
 )
 _ARRAY_TYPES = {1: "<i1", 2: "<i2", 3: "<i4", 4: "<u1", 5: "<u2", 6: "<u4", 32: "<f4", 33: "<f8"}
-_MAX_VALUES = 2**28
+_ROWS_PER_BYTE = 8
+"""Most rows a category may claim for each byte of its file; atoms take about 20 bytes each."""
+_FEW_ROWS = 2**16
+"""Claims up to this many rows are always believed."""
 _PRESENT = 0
 _COORDINATE_DECIMALS = 3
 
@@ -38,8 +43,10 @@ _COORDINATE_DECIMALS = 3
 class Category:
     """Columns of one category, decoded when asked for."""
 
-    def __init__(self, content: dict[str, Any]) -> None:
+    def __init__(self, content: dict[str, Any], max_rows: int) -> None:
         self.num_rows = int(content["rowCount"])
+        if not 0 <= self.num_rows <= max_rows:
+            raise ValueError(f"a category claims {self.num_rows} rows")
         self.columns = {column["name"]: column for column in content["columns"]}
 
     def values(self, name: str) -> np.ndarray:
@@ -49,7 +56,7 @@ class Category:
             KeyError: there is no such column.
             ValueError: the column's length differs from the category's row count.
         """
-        values = _decoded(self.columns[name]["data"])
+        values = _decoded(self.columns[name]["data"], self.num_rows)
         if len(values) != self.num_rows:
             raise ValueError(f"column {name} has {len(values)} rows, its category {self.num_rows}")
         return values
@@ -57,7 +64,7 @@ class Category:
     def mask(self, name: str) -> np.ndarray:
         """[rows]: 0 where a value is present, 1 for `.`, 2 for `?`."""
         mask = self.columns[name].get("mask")
-        values = np.zeros(self.num_rows, dtype=np.int64) if mask is None else _decoded(mask)
+        values = np.zeros(self.num_rows, dtype=np.int64) if mask is None else _decoded(mask, self.num_rows)
         if len(values) != self.num_rows:
             raise ValueError(f"mask of {name} has {len(values)} rows, its category {self.num_rows}")
         return values
@@ -66,7 +73,7 @@ class Category:
         """Distinct strings and each row's index among them: '' where no value is present or both columns are absent."""
         if name not in self.columns:
             return ([""], np.zeros(self.num_rows, dtype=np.int64)) if fallback is None else self.words(fallback)
-        words, index = _decoded_words(self.columns[name]["data"])
+        words, index = _decoded_words(self.columns[name]["data"], self.num_rows)
         if len(index) != self.num_rows:
             raise ValueError(f"column {name} has {len(index)} rows, its category {self.num_rows}")
         return [*words, ""], np.where(self.mask(name) == _PRESENT, index, len(words))
@@ -77,8 +84,8 @@ class Category:
         return [words[i] for i in index.tolist()]
 
 
-def read_bcif(data: bytes) -> tuple[gemmi.Structure, AtomTable]:
-    """Facts and sequences (a gemmi structure without atoms) and the backbone atoms of the first model.
+def read_bcif(data: bytes) -> tuple[gemmi.Structure, gemmi.cif.Block, AtomTable]:
+    """Facts and sequences (a gemmi structure and its block, without atoms) and backbone atoms of the first model.
 
     Raises:
         StructureError: `truncated`, `no_coordinates`, or `parse_error` when its parts do not fit together.
@@ -91,26 +98,29 @@ def read_bcif(data: bytes) -> tuple[gemmi.Structure, AtomTable]:
         cut = "incomplete" in str(error)
         raise StructureError("truncated" if cut else "parse_error", f"BinaryCIF: {error}") from None
     try:
-        categories = [{c["name"]: Category(c) for c in block["categories"]} for block in blocks]
+        max_rows = max(_ROWS_PER_BYTE * len(data), _FEW_ROWS)
+        categories = [{c["name"]: Category(c, max_rows) for c in block["categories"]} for block in blocks]
         chosen = next((found for found in categories if "_atom_site" in found), None)
         if chosen is None:
             raise StructureError("no_coordinates", "the file has no _atom_site category")
-        return _metadata(chosen), _atoms(chosen)
+        with np.errstate(all="ignore"):
+            block = _metadata(chosen)
+            return gemmi.make_structure_from_block(block), block, _atoms(chosen)
     except StructureError:
         raise
     except Exception as error:  # the decoders meet arbitrary values in a damaged file
         raise StructureError("parse_error", f"BinaryCIF: {type(error).__name__}: {error}") from error
 
 
-def _metadata(categories: dict[str, Category]) -> gemmi.Structure:
-    """gemmi's reading of the categories that are not atoms."""
+def _metadata(categories: dict[str, Category]) -> gemmi.cif.Block:
+    """The categories that are not atoms and hold facts, as text for gemmi."""
     block = gemmi.cif.Document().add_new_block("metadata")
     for name in _METADATA:
         if name in categories:
             category = categories[name]
             columns = {column: _with_gaps(category, column) for column in category.columns}
             block.set_mmcif_category(f"{name}.", columns)
-    return gemmi.make_structure_from_block(block)
+    return block
 
 
 def _with_gaps(category: Category, name: str) -> list[str | bool | None]:
@@ -121,9 +131,8 @@ def _with_gaps(category: Category, name: str) -> list[str | bool | None]:
 
 def _atoms(categories: dict[str, Category]) -> AtomTable:
     sites = categories["_atom_site"]
-    aliases: dict[str, str] = {}
-    matches = _name_codes(sites.words("label_atom_id", "auth_atom_id"), aliases)[:, None] == ATOM_CODES
-    rows = np.flatnonzero(matches.any(axis=1) & _is_polymer(categories) & _in_first_model(sites))
+    atom = atom_index(_name_codes(sites.words("label_atom_id", "auth_atom_id"), {}))
+    rows = np.flatnonzero((atom >= 0) & _is_polymer(categories) & _in_first_model(sites))
     names = {
         "residue_name": sites.words("label_comp_id", "auth_comp_id"),
         "subchain": sites.words("label_asym_id", "auth_asym_id"),
@@ -132,7 +141,7 @@ def _atoms(categories: dict[str, Category]) -> AtomTable:
     aliases = shortened(word for words, _ in names.values() for word in words)
     number = "auth_seq_id" if "auth_seq_id" in sites.columns else "label_seq_id"
     return AtomTable(
-        atom=matches[rows].argmax(axis=1),
+        atom=atom[rows],
         **{column: _name_codes(words, aliases)[rows] for column, words in names.items()},
         number=sites.values(number)[rows].astype(np.int32),
         insertion=_characters(sites.words("pdbx_PDB_ins_code"), absent=b" ")[rows],
@@ -188,22 +197,26 @@ def _characters(column: tuple[list[str], np.ndarray], absent: bytes) -> np.ndarr
     return np.frombuffer(b"".join((word.encode() or absent)[:1] for word in words), dtype=np.int8)[index]
 
 
-def _decoded(data: dict[str, Any]) -> np.ndarray:
+def _decoded(data: dict[str, Any], max_values: int) -> np.ndarray:
     """The numbers that `data.data` encodes, its encodings undone from the last to the first."""
     values: Any = data["data"]
     for encoding in reversed(data["encoding"]):
-        values = _DECODERS[encoding["kind"]](values, encoding)
+        if encoding["kind"] == "RunLength":
+            values = _run_length(values, max_values)
+        else:
+            values = _DECODERS[encoding["kind"]](values, encoding)
     return values
 
 
-def _decoded_words(data: dict[str, Any]) -> tuple[list[str], np.ndarray]:
+def _decoded_words(data: dict[str, Any], max_values: int) -> tuple[list[str], np.ndarray]:
     """Distinct strings and each row's index, of a column of strings or of numbers."""
     encoding = data["encoding"][0]
     if encoding["kind"] != "StringArray":
-        words, index = np.unique(_decoded(data), return_inverse=True)
+        words, index = np.unique(_decoded(data, max_values), return_inverse=True)
         return [str(word) for word in words.tolist()], index
-    offsets = _decoded({"data": encoding["offsets"], "encoding": encoding["offsetEncoding"]}).tolist()
-    index = _decoded({"data": data["data"], "encoding": encoding["dataEncoding"]})
+    # One offset more than there are distinct strings.
+    offsets = _decoded({"data": encoding["offsets"], "encoding": encoding["offsetEncoding"]}, max_values + 1).tolist()
+    index = _decoded({"data": data["data"], "encoding": encoding["dataEncoding"]}, max_values)
     text = encoding["stringData"]
     words = [text[start:stop] for start, stop in itertools.pairwise(offsets)]
     # An index of -1 stands for an absent value and finds the empty string put last.
@@ -224,9 +237,9 @@ def _interval_quantization(values: np.ndarray, encoding: dict[str, Any]) -> np.n
     return (encoding["min"] + values * step).astype(_ARRAY_TYPES[encoding["srcType"]])
 
 
-def _run_length(values: np.ndarray, encoding: dict[str, Any]) -> np.ndarray:
+def _run_length(values: np.ndarray, max_values: int) -> np.ndarray:
     counts = values[1::2].astype(np.int64)
-    if (counts < 0).any() or counts.sum() > _MAX_VALUES:
+    if (counts < 0).any() or (counts > max_values).any() or counts.sum() > max_values:
         raise ValueError("a run length is out of range")
     return np.repeat(values[::2], counts)
 
@@ -253,7 +266,6 @@ _DECODERS = {
     "ByteArray": _byte_array,
     "FixedPoint": _fixed_point,
     "IntervalQuantization": _interval_quantization,
-    "RunLength": _run_length,
     "Delta": _delta,
     "IntegerPacking": _integer_packing,
 }

@@ -45,6 +45,8 @@ class ExperimentFacts:
     """ISO date."""
     model_version: str | None = None
     """Version of a predicted model's database, read from the entry or file name, never assumed."""
+    assemblies: tuple[str, ...] | None = None
+    """Identifiers of the biological assemblies that the chain is part of; empty where the file has others only."""
 
     @property
     def is_predicted(self) -> bool:

@@ -1,5 +1,6 @@
 """Experiment facts and names of an entry, from the file's records and its own name."""
 
+import datetime
 import math
 import re
 from pathlib import PurePosixPath
@@ -36,7 +37,7 @@ def entry_name(name: str, structure: gemmi.Structure) -> str:
 
 
 def facts_of(name: str, entry: str, structure: gemmi.Structure) -> ExperimentFacts:
-    """What the file says of its origin; the chain names are left empty."""
+    """What the file says of its origin; the chain names and what depends on the chain are left empty."""
     info = structure.info
     method = _method(name, structure)
     resolution = structure.resolution
@@ -49,9 +50,35 @@ def facts_of(name: str, entry: str, structure: gemmi.Structure) -> ExperimentFac
         method=method,
         resolution=resolution if resolution > 0 and math.isfinite(resolution) else None,
         r_free=_r_free(structure),
-        deposition_date=_recorded(info, "_pdbx_database_status.recvd_initial_deposition_date") or None,
+        deposition_date=_iso_date(_recorded(info, "_pdbx_database_status.recvd_initial_deposition_date")),
         model_version=version.group(1) if version else None,
     )
+
+
+def assemblies_of(structure: gemmi.Structure, block: gemmi.cif.Block | None) -> dict[str, tuple[str, ...]]:
+    """Chain name -> identifiers of the biological assemblies that list it, in the file's order.
+
+    Parts of viruses that are no assemblies (`icosahedral asymmetric unit`, `crystal asymmetric unit`) are left out.
+    The names are label_asym_id in mmCIF (`_pdbx_struct_assembly_gen`), the author's in PDB files (REMARK 350).
+
+    Args:
+        block: the file's mmCIF or BinaryCIF metadata; None for PDB files.
+    """
+    if block is None:
+        parts = [(a.name, part.chains) for a in structure.assemblies for part in a.generators]
+    else:
+        rows = block.find("_pdbx_struct_assembly_gen.", ["assembly_id", "asym_id_list"])
+        kinds = {row.str(0): row.str(1) for row in block.find("_pdbx_struct_assembly.", ["id", "details"])}
+        parts = [
+            (row.str(0), [name.strip() for name in row.str(1).split(",")])
+            for row in rows
+            if "assembly" in (kinds.get(row.str(0)) or "assembly")
+        ]
+    found: dict[str, dict[str, None]] = {}
+    for assembly, names in parts:
+        for name in names:
+            found.setdefault(name, {})[assembly] = None
+    return {name: tuple(assemblies) for name, assemblies in found.items()}
 
 
 def _method(name: str, structure: gemmi.Structure) -> str | None:
@@ -72,8 +99,16 @@ def _r_free(structure: gemmi.Structure) -> float | None:
     return next((value for value in values if 0 < value < 1), None)
 
 
+def _iso_date(text: str) -> str | None:
+    """The date as it is, or None for what is none: splits by date compare these strings."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat()
+    except ValueError:
+        return None
+
+
 def _recorded(info: gemmi.InfoMap, tag: str) -> str:
-    return dict(info).get(tag, "")
+    return info[tag] if tag in info else ""  # noqa: SIM401 (an InfoMap has no get)
 
 
 def _stem(name: str) -> str:

@@ -6,6 +6,7 @@ Coordinates are float [N, 5, 3] in Angstrom with atoms as in `chain.ATOM_NAMES`,
 import numpy as np
 
 from data_pipeline.structure.chain import ATOM_NAMES
+from data_pipeline.structure.vectors import components, cross, dot, length
 
 N, CA, C, O, CB = range(len(ATOM_NAMES))  # noqa: E741 - the chemical symbol of oxygen
 
@@ -39,16 +40,20 @@ def virtual_cb(n: np.ndarray, ca: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 def dihedral(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
     """Dihedral angle a-b-c-d in radians, IUPAC sign, in (-pi, pi]; NaN where an atom is; arguments [..., 3]."""
-    axis, before, after = c - b, b - a, d - c
-    first, second = np.cross(before, axis), np.cross(axis, after)
-    sine = np.linalg.norm(axis, axis=-1) * (before * second).sum(-1)
-    return np.arctan2(sine, (first * second).sum(-1))
+    axis, before, after = (np.moveaxis(vector, -1, 0) for vector in (c - b, b - a, d - c))
+    return _torsion(before, axis, after)
+
+
+def _torsion(before: np.ndarray, axis: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Dihedral angle [...] of three consecutive bonds [3, ...]."""
+    first, second = cross(before, axis), cross(axis, after)
+    return np.arctan2(length(axis) * dot(before, second), dot(first, second))
 
 
 def chain_breaks(coordinates: np.ndarray) -> np.ndarray:
     """bool [N - 1]: residues i and i + 1 are not joined (C-N over MAX_PEPTIDE_BOND, or either atom missing)."""
-    distance = np.linalg.norm(coordinates[1:, N] - coordinates[:-1, C], axis=-1)
-    return ~(distance <= MAX_PEPTIDE_BOND)
+    bond = coordinates[1:, N] - coordinates[:-1, C]
+    return ~(length(bond.T) <= MAX_PEPTIDE_BOND)
 
 
 def dihedrals(coordinates: np.ndarray) -> np.ndarray:
@@ -59,34 +64,36 @@ def dihedrals(coordinates: np.ndarray) -> np.ndarray:
     angles = np.full((len(coordinates), 3), np.nan)
     if len(coordinates) < 2:
         return angles
-    here, following = coordinates[:-1].astype(np.float64), coordinates[1:].astype(np.float64)
-    joined = ~chain_breaks(coordinates)
-    phi = dihedral(here[:, C], following[:, N], following[:, CA], following[:, C])
-    psi = dihedral(here[:, N], here[:, CA], here[:, C], following[:, N])
-    omega = dihedral(here[:, CA], here[:, C], following[:, N], following[:, CA])
-    angles[1:, 0] = np.where(joined, phi, np.nan)
-    angles[:-1, 1] = np.where(joined, psi, np.nan)
-    angles[:-1, 2] = np.where(joined, omega, np.nan)
+    n, ca, c = components(coordinates)[[N, CA, C]]
+    to_ca, to_c, to_next = ca - n, c - ca, n[:, 1:] - c[:, :-1]
+    to_next[:, ~(length(to_next) <= MAX_PEPTIDE_BOND)] = np.nan
+    angles[1:, 0] = _torsion(to_next, to_ca[:, 1:], to_c[:, 1:])
+    angles[:-1, 1] = _torsion(to_ca[:, :-1], to_c[:, :-1], to_next)
+    angles[:-1, 2] = _torsion(to_c[:, :-1], to_next, to_ca[:, 1:])
     return angles
 
 
-def geometry_outlier_fraction(coordinates: np.ndarray) -> float:
+def geometry_outlier_fraction(coordinates: np.ndarray, angles: np.ndarray | None = None) -> float:
     """Fraction of residues with an implausible backbone: a stand-in for resolution and R-free where neither is known.
 
     A residue is an outlier when N-CA, CA-C or the peptide bond to the next residue is off its ideal length by more
     than BOND_TOLERANCE, or when it has a CB (so is not glycine) and (phi, psi) outside broad allowed regions. Only
     residues with N, CA and C count; peptide bonds across chain breaks do not. 1.0 when no residue counts.
+
+    Args:
+        coordinates: float [N, 5, 3], Angstrom.
+        angles: `dihedrals(coordinates)`, where known already.
     """
-    coordinates = coordinates.astype(np.float64)
-    complete = np.isfinite(coordinates[:, :3]).all(axis=(1, 2))
+    n, ca, c, _, cb = components(coordinates)
+    # A sum is finite only where every term is.
+    complete = np.isfinite((n + ca + c).sum(axis=0))
     if not complete.any():
         return 1.0
-    outlier = _off_length(coordinates[:, N], coordinates[:, CA], "N-CA")
-    outlier |= _off_length(coordinates[:, CA], coordinates[:, C], "CA-C")
-    joined = ~chain_breaks(coordinates)
-    outlier[:-1] |= joined & _off_length(coordinates[:-1, C], coordinates[1:, N], "C-N")
-    phi, psi, _ = np.degrees(dihedrals(coordinates)).T
-    outlier |= np.isfinite(coordinates[:, CB, 0]) & ramachandran_outliers(phi, psi)
+    outlier = _off_length(ca - n, "N-CA") | _off_length(c - ca, "CA-C")
+    peptide = n[:, 1:] - c[:, :-1]
+    outlier[:-1] |= (length(peptide) <= MAX_PEPTIDE_BOND) & _off_length(peptide, "C-N")
+    phi, psi = np.degrees((dihedrals(coordinates) if angles is None else angles)[:, :2].T)
+    outlier |= np.isfinite(cb[0]) & ramachandran_outliers(phi, psi)
     return float(outlier[complete].mean())
 
 
@@ -115,6 +122,6 @@ def contact_map(coordinates: np.ndarray, cutoff: float = 8.0) -> np.ndarray:
     return gram < cutoff
 
 
-def _off_length(first: np.ndarray, second: np.ndarray, bond: str) -> np.ndarray:
-    """bool: both atoms are known and their distance is off the bond's ideal length."""
-    return np.abs(np.linalg.norm(first - second, axis=-1) - BOND_LENGTHS[bond]) > BOND_TOLERANCE
+def _off_length(bonds: np.ndarray, name: str) -> np.ndarray:
+    """bool [...]: bonds [3, ...] of known length that is off the ideal one."""
+    return np.abs(length(bonds) - BOND_LENGTHS[name]) > BOND_TOLERANCE

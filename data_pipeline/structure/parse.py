@@ -5,14 +5,16 @@ Rules, the same for every format:
 * Only the first model is read. One chain per polypeptide instance (label_asym_id in mmCIF).
 * Residues are those with coordinates. What a sequence record lists beyond them is not a node; `unobserved:<n>` notes
   how many. Caps such as ACE, which are no amino acids and lack N or CA, are left out.
-* Of alternative locations the last one of each atom counts, as in Foldseek; where a position holds several residue
-  types, the first one.
+* Residues lacking backbone atoms stay, with NaN for what they lack. Residues are told apart by the author's number and
+  insertion code, which may be negative; their order is the file's.
+* Of alternative locations the last one of each atom counts, as in Foldseek, whatever its occupancy, and whether
+  conformers are listed atom by atom or one after another; where a position holds several residue types, the first one.
 * Modified residues read as their parent (MSE as M) with a note; residues without a known parent as X.
 """
 
 import hashlib
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import gemmi
 import numpy as np
@@ -26,18 +28,22 @@ from data_pipeline.structure.chain import (
     ExperimentFacts,
     StructureError,
 )
-from data_pipeline.structure.facts import entry_name, facts_of
+from data_pipeline.structure.facts import assemblies_of, entry_name, facts_of
 from data_pipeline.structure.formats import AtomTable
 from data_pipeline.structure.geometry import CA, C, N, chain_breaks
 
 REASONS: dict[str, str] = {
     "unreadable": "the file could not be read from its source",
+    "not_found": "the source has no such entry",
+    "superseded": "another file of the source holds the same model in a higher version or a richer format",
     "empty_file": "the file has no content",
     "not_a_structure": "the content is neither PDB, mmCIF nor BinaryCIF",
     "truncated": "the file ends before its records do",
     "damaged_gzip": "the gzip stream is damaged",
     "too_large": "the file is unreasonably large when decompressed",
     "parse_error": "the records cannot be understood",
+    "crashed": "reading the file ended the process",
+    "timed_out": "reading the file took longer than allowed",
     "no_coordinates": "the file holds no atoms",
     "no_protein": "no polymer of the file is a protein",
     "too_short": "fewer residues than the filter allows",
@@ -46,6 +52,7 @@ REASONS: dict[str, str] = {
     "unknown_residues": "too many residues are of unknown type",
     "duplicate_sequence": "another chain has the same sequence",
     "duplicate_key": "another chain has the same key",
+    "leakage": "too similar to a sequence of an evaluation set",
 }
 """Reason codes of rejected files and chains, and what each means."""
 
@@ -67,24 +74,35 @@ def parse_structure(data: bytes, name: str) -> list[Chain]:
     content = formats.decompressed(data)
     kind = formats.recognise(content)
     try:
-        structure, table, notes = _READERS[kind](content)
+        found = _READERS[kind](content)
     except StructureError:
         raise
     except (ValueError, RuntimeError, IndexError, UnicodeDecodeError) as error:
         raise StructureError("parse_error", " ".join(str(error).split())) from None
-    integrity.check_coordinates(table.position)
-    entry = entry_name(name, structure)
-    facts = facts_of(name, entry, structure)
-    chains = _chains(table, structure, facts, notes)
+    integrity.check_coordinates(found.table.position)
+    facts = facts_of(name, entry_name(name, found.structure), found.structure)
+    chains = _chains(found, facts)
     if not chains:
         raise StructureError("no_protein", "no polymer with amino acids")
     return chains
 
 
-def _read_mmcif(content: bytes) -> tuple[gemmi.Structure, AtomTable, tuple[str, ...]]:
-    is_cut = integrity.mmcif_is_cut(content)
+@dataclass(frozen=True)
+class _Found:
+    """What a file's reader found."""
+
+    structure: gemmi.Structure
+    block: gemmi.cif.Block | None
+    """The metadata as mmCIF; None for PDB files."""
+    table: AtomTable
+    notes: tuple[str, ...] = ()
+    """Remarks on the whole file."""
+
+
+def _read_mmcif(content: bytes) -> _Found:
+    is_cut, notes = integrity.mmcif_is_cut(content), integrity.mmcif_notes(content)
     try:
-        structure = formats.read_mmcif(content)
+        structure, block = formats.read_mmcif(content if notes else formats.without_unread_loops(content))
     except (ValueError, RuntimeError) as error:
         reason = "truncated" if is_cut or not content.endswith(b"\n") else "parse_error"
         raise StructureError(reason, " ".join(str(error).split())) from None
@@ -92,49 +110,49 @@ def _read_mmcif(content: bytes) -> tuple[gemmi.Structure, AtomTable, tuple[str, 
         raise StructureError("truncated", "the last category is not closed")
     if not len(structure):
         declared = any(entity.entity_type == gemmi.EntityType.Polymer for entity in structure.entities)
-        raise StructureError("truncated" if declared else "no_coordinates", "there are no atoms")
+        is_cut = declared and b"\n_atom_site." not in content
+        raise StructureError("truncated" if is_cut else "no_coordinates", "there are no atoms")
     table = formats.atoms_of(structure)
-    notes = integrity.mmcif_notes(content)
+    if np.isnan(table.position).any():
+        integrity.check_mmcif_numbers(block)
     if notes:
         integrity.check_instances_present(structure, {table.text(code) for code in np.unique(table.subchain)})
-    return structure, table, notes
+        integrity.check_observed(block)
+    return _Found(structure, block, table, notes)
 
 
-def _read_pdb(content: bytes) -> tuple[gemmi.Structure, AtomTable, tuple[str, ...]]:
-    notes = integrity.check_pdb_ending(content)
+def _read_pdb(content: bytes) -> _Found:
+    notes = integrity.check_pdb_ending(content) + integrity.pdb_notes(content)
+    integrity.check_pdb_numbers(content)
     structure = formats.read_pdb(content)
     if not any(len(chain) for model in structure for chain in model):
         raise StructureError("no_coordinates", "there are no atoms")
-    return structure, formats.atoms_of(structure), notes
+    return _Found(structure, None, formats.atoms_of(structure), notes)
 
 
-def _read_bcif(content: bytes) -> tuple[gemmi.Structure, AtomTable, tuple[str, ...]]:
-    return *bcif.read_bcif(content), ()
+def _read_bcif(content: bytes) -> _Found:
+    return _Found(*bcif.read_bcif(content))
 
 
 _READERS = {"mmcif": _read_mmcif, "pdb": _read_pdb, "bcif": _read_bcif}
 
 
-def _chains(
-    table: AtomTable, structure: gemmi.Structure, facts: ExperimentFacts, notes: tuple[str, ...]
-) -> list[Chain]:
-    """The protein chains of a table of atoms, in the file's order."""
+def _chains(found: _Found, facts: ExperimentFacts) -> list[Chain]:
+    """The protein chains of a file, in its order."""
+    table, structure, notes = found.table, found.structure, found.notes
     if len(table.atom) == 0:
         return []
-    differs = np.zeros(len(table.atom), dtype=bool)
-    differs[0] = True
-    for column in (table.subchain, table.number, table.insertion):
-        differs[1:] |= column[1:] != column[:-1]
-    first_atom = np.flatnonzero(differs)
-    residue = np.cumsum(differs) - 1
+    first_atom, residue = _residues(table)
     coordinates = np.full((len(first_atom), len(ATOM_NAMES), 3), np.nan)
     bfactor = np.full(len(first_atom), np.nan, dtype=np.float32)
     # Of several residue types at one position the first counts; assignment then leaves the last altloc of each atom.
     named = np.flatnonzero(table.residue_name == table.residue_name[first_atom][residue])
+    _check_single(table, residue, named)
     coordinates[residue[named], table.atom[named]] = table.position[named]
     coordinates[~np.isfinite(coordinates).all(axis=2)] = np.nan
     of_ca = named[table.atom[named] == CA]
     bfactor[residue[of_ca]] = table.bfactor[of_ca]
+    bfactor[~np.isfinite(bfactor)] = np.nan
     has_altloc = np.zeros(len(first_atom), dtype=bool)
     has_altloc[residue[table.altloc != 0]] = True
 
@@ -142,7 +160,7 @@ def _chains(
     letters, is_amino_acid, modified = _residue_types(table, names, structure)
     has_ca = np.isfinite(coordinates[:, CA, 0])
     kept = is_amino_acid | (has_ca & np.isfinite(coordinates[:, N, 0]))
-    declared = _declared_lengths(structure)
+    declared, assemblies = _declared_lengths(structure), assemblies_of(structure, found.block)
     chains, keys = [], set()
     subchains = table.subchain[first_atom]
     for subchain in _in_order(subchains):
@@ -154,21 +172,70 @@ def _chains(
         remarks = [*notes, *_remarks(coordinates[rows], has_altloc[rows])]
         remarks += sorted({f"modified_residue:{table.text(code)}" for code in names[rows][modified[rows]]})
         unobserved = declared.get(label, 0) - num_observed
+        if unobserved > 0 and facts.is_predicted and integrity.UNTERMINATED in notes:
+            raise StructureError("truncated", f"a predicted chain lacks {unobserved} residues of its sequence")
         if unobserved > 0:
             remarks.append(f"unobserved:{unobserved}")
         key = _key(facts.entry, author, label, keys)
         keys.add(key)
+        shown = author if table.subchain_is_chain else label
+        own = assemblies.get(shown, ()) if assemblies else None
         chains.append(
             Chain(
                 key=key,
                 sequence=letters[rows].tobytes().decode(),
                 coordinates=coordinates[rows],
                 bfactor=np.where(has_ca[rows], bfactor[rows], np.nan).astype(np.float32),
-                facts=replace(facts, chain_label=author if table.subchain_is_chain else label, chain_author=author),
+                facts=replace(facts, chain_label=shown, chain_author=author, assemblies=own),
                 notes=tuple(remarks),
             )
         )
     return chains
+
+
+def _residues(table: AtomTable) -> tuple[np.ndarray, np.ndarray]:
+    """Index of each residue's first atom [residues], and each atom's residue [atoms]; a table with atoms.
+
+    A residue goes on while chain, number and insertion code stay; another residue type is an alternative location, or
+    else a residue of its own. Where a number comes again later in its chain as an alternative location, or with the
+    same residue type, it is the same residue.
+    """
+    differs = np.zeros(len(table.atom), dtype=bool)
+    differs[0] = True
+    for column in (table.subchain, table.number, table.insertion):
+        differs[1:] |= column[1:] != column[:-1]
+    differs[1:] |= (table.residue_name[1:] != table.residue_name[:-1]) & (table.altloc[1:] == 0)
+    first_atom = np.flatnonzero(differs)
+    residue = np.cumsum(differs) - 1
+    chain = np.unique(table.subchain[first_atom], return_inverse=True)[1]
+    identity = chain << 40 | (table.number[first_atom].astype(np.int64) + 2**31) << 8 | table.insertion[first_atom]
+    if len(np.unique(identity)) == len(identity):
+        return first_atom, residue
+    first, inverse = np.unique(identity, return_index=True, return_inverse=True)[1:]
+    earlier = first[inverse]
+    names = table.residue_name[first_atom]
+    merged = (earlier != np.arange(len(first_atom))) & ((table.altloc[first_atom] != 0) | (names == names[earlier]))
+    number = np.cumsum(~merged) - 1
+    return first_atom[~merged], np.where(merged, number[earlier], number)[residue]
+
+
+def _check_single(table: AtomTable, residue: np.ndarray, named: np.ndarray) -> None:
+    """No residue has an atom twice at different places, unless as alternative locations.
+
+    Raises:
+        StructureError: `parse_error`: residues share a number, so that nobody can tell which atom belongs to which.
+    """
+    rows = named[table.altloc[named] == 0]
+    slot = residue[rows] * len(ATOM_NAMES) + table.atom[rows]
+    if len(slot) == 0 or np.bincount(slot).max() == 1:
+        return
+    order = np.argsort(slot, kind="stable")
+    same = np.flatnonzero(np.diff(slot[order]) == 0)
+    if len(same):
+        one, other = table.position[rows[order[same]]], table.position[rows[order[same + 1]]]
+        num_moved = int((one != other).any(axis=1).sum())
+        if num_moved:
+            raise StructureError("parse_error", f"{num_moved} atoms stand twice in one residue at different places")
 
 
 def _residue_types(

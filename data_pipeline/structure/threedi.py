@@ -1,12 +1,13 @@
 """3Di structural alphabet (van Kempen et al. 2024, Foldseek): each residue's state from its tertiary neighbourhood.
 
 The states equal those of Foldseek's encoder and of its numpy port mini3di, whose trained weights are used. Where a port
-compares all pairs of residues, partners are found here in a k-d tree, and one network pass serves many chains, so that
-the cost grows linearly with the number of residues.
+compares all pairs of residues, a residue is compared here only with those within reach, and one network pass serves
+many chains, so that the cost grows linearly with the number of residues.
 """
 
 import functools
 import importlib.resources
+import itertools
 import struct
 from collections.abc import Sequence
 
@@ -14,7 +15,8 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from data_pipeline.structure.chain import THREEDI_STATES
-from data_pipeline.structure.geometry import CA, CB, C, N
+from data_pipeline.structure.distances import DistanceBlocks
+from data_pipeline.structure.vectors import TINY, components, cross, dot, length, normalized
 
 INVALID_STATE = THREEDI_STATES.index("D")
 """Filled in where no state can be computed, as Foldseek does."""
@@ -49,8 +51,14 @@ CENTROIDS = np.array(
     ]
 )
 """Positions of the 20 states in the network's two-dimensional latent space."""
-_CHAIN_SPACING = 1e6
-"""Angstrom along a fourth axis between chains that share one tree: no partner is found across chains."""
+_REACH = 7.0
+"""Angstrom: in real chains 99.9 % of the virtual centers have another one within 6.4."""
+_MAX_UNSURE = 16
+"""Virtual centers alone within reach up to which comparing them with all is faster than a tree."""
+_GROUP_RESIDUES = 16384
+"""Residues encoded in one pass: few enough that their arrays stay in the processor's cache."""
+_NETWORK_COLUMNS = 2048
+"""Residues per pass of the network: with so few, BLAS takes one thread, as a second would cost more than it brings."""
 _LETTERS = np.frombuffer(THREEDI_STATES.encode(), dtype=np.uint8)
 _DENSE, _LINEAR, _RELU = 1, 1, 2
 
@@ -69,102 +77,156 @@ def encode_3di(coordinates: np.ndarray) -> tuple[str, np.ndarray]:
 
 
 def encode_3di_many(chains: Sequence[np.ndarray]) -> list[tuple[str, np.ndarray]]:
-    """`encode_3di` of each chain, all in one pass."""
+    """`encode_3di` of each chain, many in one pass."""
+    encoded: list[tuple[str, np.ndarray]] = []
+    group: list[np.ndarray] = []
+    for chain in chains:
+        if group and sum(map(len, group)) + len(chain) > _GROUP_RESIDUES:
+            encoded += _encode_group(group)
+            group = []
+        group.append(chain)
+    return encoded + (_encode_group(group) if group else [])
+
+
+def _encode_group(chains: Sequence[np.ndarray]) -> list[tuple[str, np.ndarray]]:
     lengths = np.array([len(chain) for chain in chains], dtype=np.int64)
-    if lengths.sum() == 0:
-        return [("", np.zeros(0, dtype=bool)) for _ in chains]
-    coordinates = np.concatenate([np.asarray(chain, dtype=np.float64) for chain in chains])
-    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    ends = starts + np.repeat(lengths, lengths) - 1
-    complete = np.isfinite(coordinates[:, [N, CA, C]]).all(axis=(1, 2))
-    rows = np.arange(len(coordinates))
-    interior = (rows > starts) & (rows < ends)
-    partner = _partners(virtual_centers(coordinates), complete & interior, starts, lengths)
-    before = np.where(partner == starts, ends, partner - 1)
-    computed = interior.copy()
-    inner = np.flatnonzero(interior)
-    for neighbour in (inner - 1, inner, inner + 1, before[inner], partner[inner], partner[inner] + 1):
-        computed[inner] &= complete[neighbour]
-    states = np.full(len(coordinates), INVALID_STATE, dtype=np.int64)
-    chosen = np.flatnonzero(computed)
-    states[chosen] = _states(_descriptors(coordinates[:, CA], chosen, partner[chosen], before[chosen]))
-    letters = _LETTERS[states].tobytes().decode()
     stops = np.cumsum(lengths)
-    return [(letters[e - n : e], computed[e - n : e]) for n, e in zip(lengths, stops, strict=True)]
+    num_residues = int(stops[-1])
+    states = np.full(num_residues, INVALID_STATE, dtype=np.int64)
+    computed = np.zeros(num_residues, dtype=bool)
+    if num_residues >= 3:
+        n, ca, c, _, cb = components(np.concatenate(chains))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            # A sum is finite only where every term is.
+            complete = np.isfinite((n + ca + c).sum(axis=0))
+            candidate = complete.copy()
+            filled = stops[lengths > 0]
+            candidate[filled - lengths[lengths > 0]] = candidate[filled - 1] = False
+            partner = _partners(_centers(n, ca, c, cb), candidate, stops)
+            # The one inner residue of a chain of three has no partner; Foldseek then takes the first residue.
+            lonely = stops[lengths == 3] - 2
+            partner[lonely] = lonely - 1
+            surrounded = complete[:-2] & complete[1:-1] & complete[2:]
+            computed[1:-1] = candidate[1:-1] & surrounded & surrounded.take(partner[1:-1] - 1, mode="clip")
+            computed[lonely] = surrounded[lonely - 1]
+            states[1:-1] = _states(_descriptors(ca, partner, lonely))
+        states[~computed] = INVALID_STATE
+    letters = _LETTERS[states].tobytes().decode()
+    return [(letters[e - n : e], computed[e - n : e]) for n, e in zip(lengths.tolist(), stops.tolist(), strict=True)]
 
 
 def virtual_centers(coordinates: np.ndarray) -> np.ndarray:
     """float64 [N, 3]: the point beside each residue whose nearest other such point defines the partner residue."""
-    n, ca, c, cb = (coordinates[:, atom] for atom in (N, CA, C, CB))
-    missing = np.flatnonzero(~np.isfinite(cb[:, 0]))
+    n, ca, c, _, cb = components(coordinates)
+    return _centers(n, ca, c, cb).T
+
+
+def _centers(n: np.ndarray, ca: np.ndarray, c: np.ndarray, cb: np.ndarray) -> np.ndarray:
+    """`virtual_centers` of atoms [3, N] as float64 [3, N]."""
+    missing = np.flatnonzero(~np.isfinite(cb.sum(axis=0)))
     if len(missing):
         cb = cb.copy()
-        cb[missing] = _ideal_cb(n[missing], ca[missing], c[missing])
+        cb[:, missing] = _ideal_cb(n[:, missing], ca[:, missing], c[:, missing])
     to_cb = cb - ca
-    normal = _normalized(np.cross(to_cb, n - ca))
+    normal = normalized(cross(to_cb, n - ca))
     cosine, sine = np.cos(VIRTUAL_CENTER_ANGLE), np.sin(VIRTUAL_CENTER_ANGLE)
-    along = (normal * to_cb).sum(-1, keepdims=True)
-    rotated = to_cb * cosine + np.cross(normal, to_cb) * sine + normal * along * (1 - cosine)
+    rotated = to_cb * cosine + cross(normal, to_cb) * sine + normal * (dot(normal, to_cb) * (1 - cosine))
     return rotated * VIRTUAL_CENTER_DISTANCE + ca
 
 
 def _ideal_cb(n: np.ndarray, ca: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """CB of tetrahedral geometry as Foldseek places it; float64 [M, 3]."""
-    to_c = _normalized(c - ca)
-    bisector = _normalized(_normalized(n - ca) + to_c / 3.0)
-    normal = _normalized(np.cross(to_c, bisector))
+    """CB of tetrahedral geometry as Foldseek places it; float64 [3, M] like the arguments."""
+    to_c = normalized(c - ca)
+    bisector = normalized(normalized(n - ca) + to_c / 3.0)
+    normal = normalized(cross(to_c, bisector))
     direction = (np.sqrt(8) / 3.0) * (-bisector / 2.0 - normal * np.sqrt(3) / 2.0) - to_c / 3.0
     return direction * CA_CB_DISTANCE + ca
 
 
-def _partners(centers: np.ndarray, candidate: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """int64 [N]: row of each candidate's nearest other candidate in its chain; the chain's first row where none is."""
-    partner = starts.copy()
+def _partners(centers: np.ndarray, candidate: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """int64 [N]: row of each candidate's nearest other candidate in its chain; its own row where there is none."""
+    partner = np.arange(len(candidate))
     rows = np.flatnonzero(candidate)
-    if len(rows) < 2:
-        return partner
-    points = centers[rows]
-    if len(lengths) > 1:
-        chain = np.repeat(np.arange(len(lengths)), lengths)[rows]
-        points = np.column_stack([points, chain * _CHAIN_SPACING])
-    distance, index = cKDTree(points, balanced_tree=False, compact_nodes=False).query(points, k=2)
-    itself = index[:, 0] == np.arange(len(rows))
-    nearest = np.where(itself, index[:, 1], index[:, 0])
-    found = np.where(itself, distance[:, 1], distance[:, 0]) < _CHAIN_SPACING / 2
-    partner[rows[found]] = rows[nearest[found]]
+    points = centers[:, rows]
+    bounds = [0, *np.searchsorted(rows, stops).tolist()]
+    for begin, end in itertools.pairwise(bounds):
+        if end - begin >= 2:
+            partner[rows[begin:end]] = rows[begin:end][_nearest_others(points[:, begin:end])]
     return partner
 
 
-def _descriptors(ca: np.ndarray, i: np.ndarray, j: np.ndarray, before_j: np.ndarray) -> np.ndarray:
-    """float32 [M, 10]: angles between the CA segments around i and its partner j, their distance and separation."""
-    steps = _normalized(ca[1:] - ca[:-1])
-    u1, u2, u4 = steps[i - 1], steps[i], steps[j]
-    u3 = steps[np.minimum(before_j, len(steps) - 1)]
-    wraps = np.flatnonzero(before_j != j - 1)
-    u3[wraps] = _normalized(ca[j[wraps]] - ca[before_j[wraps]])
-    across = ca[j] - ca[i]
-    distance = np.linalg.norm(across, axis=-1)
-    u5 = across / np.where(distance == 0, 1.0, distance)[:, None]
+def _nearest_others(points: np.ndarray) -> np.ndarray:
+    """int64 [P]: number of the point nearest to each of P >= 2 points (float64 [3, P]) but itself."""
+    blocks = DistanceBlocks(points, _REACH)
+    num_points = points.shape[1]
+    nearest, squared = np.empty(num_points, dtype=np.int64), np.empty(num_points)
+    numbers = np.arange(num_points)
+    for start, stop, first, distances in blocks:
+        width = distances.shape[1]
+        distances.ravel()[start - first :: width + 1][: stop - start] = np.inf
+        column = distances.argmin(axis=1)
+        nearest[start:stop] = column + first
+        squared[start:stop] = distances[numbers[: stop - start], column]
+    if blocks.order is None:
+        return nearest
+    # Beyond reach there may be points that no block held.
+    unsure = np.flatnonzero(squared >= _REACH**2 - blocks.error)
+    if len(unsure) > _MAX_UNSURE:
+        sorted_points = points.T[blocks.order]
+        _, index = cKDTree(sorted_points).query(sorted_points[unsure], k=2)
+        nearest[unsure] = np.where(index[:, 0] == unsure, index[:, 1], index[:, 0])
+    elif len(unsure):
+        distances = blocks.to_all(unsure)
+        distances[numbers[: len(unsure)], unsure] = np.inf
+        nearest[unsure] = distances.argmin(axis=1)
+    result = np.empty_like(nearest)
+    result[blocks.order] = blocks.order[nearest]
+    return result
+
+
+def _descriptors(ca: np.ndarray, partner: np.ndarray, lonely: np.ndarray) -> np.ndarray:
+    """float32 [10, N - 2]: angles between the CA segments around rows 1..N-2 and their partners, distance, separation.
+
+    Args:
+        ca: float64 [3, N].
+        lonely: int64: rows whose partner is their chain's first residue, before which the last one is taken.
+    """
+    i, j = np.arange(1, len(partner) - 1), partner[1:-1]
+    steps = np.empty_like(ca)
+    steps[:, :-1] = normalized(ca[:, 1:] - ca[:, :-1])
+    steps[:, -1] = np.nan
+    u1, u2 = steps[:, :-2], steps[:, 1:-1]
+    u3, u4 = steps.take(j - 1, axis=1, mode="clip"), steps.take(j, axis=1, mode="clip")
+    u3[:, lonely - 1] = normalized(ca[:, lonely - 1] - ca[:, lonely + 1])
+    across = ca.take(j, axis=1, mode="clip") - ca[:, 1:-1]
+    distance = length(across)
+    u5 = across / np.maximum(distance, TINY)
     separation = j - i
-    descriptors = np.empty((len(i), 10), dtype=np.float32)
+    descriptors = np.empty((10, len(i)), dtype=np.float32)
     pairs = ((u1, u2), (u3, u4), (u1, u5), (u3, u5), (u1, u4), (u2, u3), (u1, u3))
-    for column, (first, second) in enumerate(pairs):
-        descriptors[:, column] = (first * second).sum(-1)
-    descriptors[:, 7] = distance
-    descriptors[:, 8] = np.clip(separation, -4, 4)
-    descriptors[:, 9] = np.copysign(np.log(np.abs(separation) + 1), separation)
+    for row, (first, second) in zip(descriptors, pairs, strict=False):
+        row[:] = dot(first, second)
+    descriptors[7] = distance
+    descriptors[8] = np.clip(separation, -4, 4)
+    descriptors[9] = np.copysign(np.log(np.abs(separation) + 1), separation)
     return descriptors
 
 
 def _states(descriptors: np.ndarray) -> np.ndarray:
-    """int64 [M]: nearest centroid of each residue's latent position."""
-    hidden = descriptors
-    for weight, bias, has_relu in network_layers():
-        hidden = hidden @ weight + bias
-        if has_relu:
-            hidden = np.maximum(hidden, 0)
-    distance = (hidden**2).sum(1, keepdims=True) - 2 * hidden @ CENTROIDS.T + (CENTROIDS**2).sum(1)
-    return distance.argmin(1)
+    """int64 [M]: nearest centroid of the latent position of each column of descriptors (float32 [10, M])."""
+    num_columns = descriptors.shape[1]
+    states = np.empty(num_columns, dtype=np.int64)
+    # Squared distances but for |hidden|^2, which is the same for all centroids.
+    factors, squares = -2 * CENTROIDS.T, (CENTROIDS**2).sum(1)
+    for begin in range(0, num_columns, _NETWORK_COLUMNS):
+        hidden = descriptors[:, begin : begin + _NETWORK_COLUMNS]
+        for weight, bias, has_relu in network_layers():
+            hidden = weight.T @ hidden
+            hidden += bias[:, None]
+            if has_relu:
+                np.maximum(hidden, 0, out=hidden)
+        states[begin : begin + _NETWORK_COLUMNS] = (hidden.T @ factors + squares).argmin(1)
+    return states
 
 
 @functools.cache
@@ -186,9 +248,3 @@ def network_layers() -> tuple[tuple[np.ndarray, np.ndarray, bool], ...]:
         layers.append((weight, bias, activation == _RELU))
         position += 20 + weight.nbytes + bias.nbytes
     return tuple(layers)
-
-
-def _normalized(vectors: np.ndarray) -> np.ndarray:
-    """Unit vectors along the last axis; zero vectors stay zero."""
-    norm = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.where(norm == 0, 1.0, norm)

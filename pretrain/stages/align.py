@@ -144,4 +144,4 @@ def open_reference(config: TrainConfig) -> nn.Module | None:
 
 
 def _column_rows(column: DerivedReader, split: str, number: int, _: Sample) -> np.ndarray:
-    return column.arrays(split, number)["embedding"]
+    return column.embedding(split, number)

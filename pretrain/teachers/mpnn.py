@@ -38,8 +38,10 @@ _PAIRS = (
     (_CB, _CA), (_C, _N), (_FOURTH, _N), (_CB, _N), (_C, _CB), (_FOURTH, _CB), (_C, _FOURTH),
 )  # fmt: skip
 """Order of the 25 atom pairs (of the residue, of its neighbour) whose distances are edge features."""
-FEATURE_ROWS = 512
-"""Residues whose 400 distance features per edge are computed at a time: 52 MB."""
+LARGEST_EXPONENT = 80.0
+"""exp(-80) is the same as nothing beside 1, and a normal number: subnormal ones are five times as slow."""
+EDGES_AT_ONCE = {"cpu": 1024, "cuda": 2**20}
+"""Edges computed at a time: on a CPU their tensors stay in its cache (a factor of four), on a GPU they fill it."""
 
 
 class MpnnLayer(nn.Module):
@@ -47,7 +49,6 @@ class MpnnLayer(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # Linear maps of the concatenation (node, edge, neighbour) are applied per part: no [N, K, 3D] tensor is formed.
         self.node_message = nn.ModuleList(
             [nn.Linear(3 * width, width), nn.Linear(width, width), nn.Linear(width, width)]
         )
@@ -57,22 +58,52 @@ class MpnnLayer(nn.Module):
         self.widen, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(3)])
 
-    def forward(self, nodes: Tensor, edges: Tensor, neighbours: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, D], [N, K, D], int64 [N, K], float [N, K, 1] -> new nodes and edges."""
-        message = _message(self.node_message, nodes, edges, neighbours) * present
-        nodes = self.norms[0](nodes + message.sum(1) / MESSAGE_SCALE)
-        nodes = self.norms[1](nodes + self.narrow(F.gelu(self.widen(nodes))))
-        edges = self.norms[2](edges + _message(self.edge_message, nodes, edges, neighbours))
-        return nodes, edges
+    def summed(self, edges: Tensor, terms: "Terms | None", rows: slice, present: Tensor) -> Tensor:
+        """Sums [R, D] over the neighbours of the messages to some nodes, before the last linear map."""
+        hidden = _hidden(self.node_message, edges, terms, rows)
+        # The last map is linear: it is applied once to the sum, not to each of K messages.
+        return torch.bmm(present[rows, None], hidden.view(*present[rows].shape, -1))[:, 0]
+
+    def updated_nodes(self, nodes: Tensor, summed: Tensor, present: Tensor) -> Tensor:
+        """New nodes [N, D] of the old ones and the messages' sums over all N nodes."""
+        last = self.node_message[2]
+        message = F.linear(summed, last.weight) + present.sum(1, keepdim=True) * last.bias
+        nodes = self.norms[0](nodes + message / MESSAGE_SCALE)
+        return self.norms[1](nodes + self.narrow(F.gelu(self.widen(nodes))))
+
+    def updated_edges(self, edges: Tensor, terms: "Terms", rows: slice) -> Tensor:
+        """New edges [R * K, D] of the old ones."""
+        return self.norms[2](self.edge_message[2](_hidden(self.edge_message, edges, terms, rows)).add_(edges))
 
 
-def _message(maps: nn.ModuleList, nodes: Tensor, edges: Tensor, neighbours: Tensor) -> Tensor:
-    first, second, third = maps
-    of_node, of_edge, of_neighbour = first.weight.chunk(3, dim=1)
-    hidden = F.linear(edges, of_edge, first.bias)
-    hidden += F.linear(nodes, of_node)[:, None]
-    hidden += F.linear(nodes, of_neighbour)[neighbours]
-    return third(F.gelu(second(F.gelu(hidden))))
+class Terms:
+    """What nodes add to the first linear map of the messages along edges, computed once per node.
+
+    The map of the concatenation (node, edge, neighbour) is the sum of three maps, so no [N, K, 3D] tensor is formed.
+    """
+
+    def __init__(self, maps: nn.ModuleList, nodes: Tensor, neighbours: Tensor) -> None:
+        of_node, _, of_neighbour = maps[0].weight.chunk(3, dim=1)
+        self._own = F.linear(nodes, of_node, maps[0].bias)
+        self._other = F.linear(nodes, of_neighbour)
+        self._neighbours = neighbours
+
+    def add_to(self, hidden: Tensor, rows: slice) -> Tensor:
+        """Add the terms of some nodes' edges to [R * K, D] in place."""
+        neighbours = self._neighbours[rows]
+        hidden += self._other.index_select(0, neighbours.flatten())
+        hidden.view(*neighbours.shape, -1).add_(self._own[rows, None])
+        return hidden
+
+
+def _hidden(maps: nn.ModuleList, edges: Tensor, terms: Terms | None, rows: slice) -> Tensor:
+    """[R * K, D] after the second of three linear maps; no terms where all nodes are still zero."""
+    of_edge = maps[0].weight.chunk(3, dim=1)[1]
+    if terms is None:
+        hidden = F.linear(edges, of_edge, maps[0].bias)
+    else:
+        hidden = terms.add_to(F.linear(edges, of_edge), rows)
+    return F.gelu(maps[1](F.gelu(hidden)))
 
 
 class MpnnEncoder(nn.Module):
@@ -94,23 +125,61 @@ class MpnnEncoder(nn.Module):
             neighbours: int64 [N, K].
             present: bool [N, K]; false where a short chain has fewer than K.
         """
-        rows = torch.arange(len(atoms)).split(FEATURE_ROWS)
-        edges = torch.cat([self._edge_features(atoms, chunk, neighbours[chunk]) for chunk in rows])
-        nodes = edges.new_zeros(len(atoms), edges.shape[-1])
-        for layer in self.layers:
-            nodes, edges = layer(nodes, edges, neighbours, present[..., None].to(edges.dtype))
+        present = present.to(atoms.dtype)
+        step = EDGES_AT_ONCE[atoms.device.type] // neighbours.shape[1]
+        blocks = [slice(at, min(at + step, len(atoms))) for at in range(0, len(atoms), step)]
+        features = DistanceFeatures(self, atoms, neighbours)
+        nodes = atoms.new_zeros(len(atoms), self.edges.out_features)
+        stored: list[Tensor] = []
+        for number, layer in enumerate(self.layers):
+            # Edges are updated when the next layer reads them, so that the last update, which none reads, is left out.
+            before = self.layers[number - 1] if number else None
+            for_edges = Terms(before.edge_message, nodes, neighbours) if before else None
+            for_nodes = Terms(layer.node_message, nodes, neighbours) if before else None
+            summed = []
+            for block, rows in enumerate(blocks):
+                if before is None or for_edges is None:
+                    stored.append(features.edges(rows))
+                else:
+                    stored[block] = before.updated_edges(stored[block], for_edges, rows)
+                summed.append(layer.summed(stored[block], for_nodes, rows, present))
+            nodes = layer.updated_nodes(nodes, torch.cat(summed), present)
         return nodes
 
-    def _edge_features(self, atoms: Tensor, rows: Tensor, neighbours: Tensor) -> Tensor:
-        own, other = (list(x) for x in zip(*_PAIRS, strict=True))
-        difference = atoms[rows][:, None, own] - atoms[:, other][neighbours]
-        distance = (difference.square().sum(-1) + 1e-6).sqrt()
-        centres = torch.linspace(*RBF_RANGE, NUM_RBF)
+
+class DistanceFeatures:
+    """Edge features from the distances of all pairs of atoms of two residues."""
+
+    def __init__(self, encoder: MpnnEncoder, atoms: Tensor, neighbours: Tensor) -> None:
+        self._encoder = encoder
         width = (RBF_RANGE[1] - RBF_RANGE[0]) / NUM_RBF
-        rbf = ((distance[..., None] - centres) / width).square_().neg_().exp_().flatten(2)
-        position = torch.where(neighbours == rows[:, None], SELF_POSITION, OTHER_POSITION)
-        encoded = self.position.weight.T[position] + self.position.bias
-        return self.edges(self.norm_features(self.features(torch.cat([encoded, rbf], dim=-1))))
+        self._neighbours = neighbours
+        # Distances are computed in units of the radial functions' width.
+        self._atoms = (atoms / width).permute(2, 0, 1).contiguous()
+        self._least = 1e-6 / width**2
+        self._centres = torch.linspace(*RBF_RANGE, NUM_RBF, device=atoms.device) / width
+        at_position, at_distance = encoder.features.weight.split([NUM_RBF, NUM_RBF * len(_PAIRS)], dim=1)
+        # Here the 25 pairs stand in the order of the two atoms' numbers.
+        order = sorted(range(len(_PAIRS)), key=_PAIRS.__getitem__)
+        self._weight = at_distance.unflatten(1, (len(_PAIRS), NUM_RBF))[:, order].flatten(1)
+        positions = encoder.position.weight.T[[SELF_POSITION, OTHER_POSITION]] + encoder.position.bias
+        self._of_self, self._of_other = positions @ at_position.T
+
+    def edges(self, rows: slice) -> Tensor:
+        """First edge states [R * K, D] of some residues."""
+        neighbours = self._neighbours[rows]
+        squared: Tensor | None = None
+        for axis in self._atoms:
+            difference = axis[rows, None, :, None] - axis[neighbours][:, :, None, :]
+            squared = difference.square_() if squared is None else squared.addcmul_(difference, difference)
+        assert squared is not None
+        distance = squared.add_(self._least).sqrt_().flatten(0, 1).flatten(1)
+        radial = (distance[..., None] - self._centres).square_().clamp_(max=LARGEST_EXPONENT).neg_().exp_()
+        radial = radial.flatten(1)
+        own = torch.arange(rows.start, rows.stop, device=neighbours.device)[:, None]
+        position = torch.where((neighbours == own)[..., None], self._of_self, self._of_other).flatten(0, 1)
+        embedded = torch.addmm(position, radial, self._weight.T)
+        return self._encoder.edges(self._encoder.norm_features(embedded))
 
 
 class MpnnTeacher:
@@ -120,28 +189,43 @@ class MpnnTeacher:
 
     def __init__(self, encoder: MpnnEncoder, weights_sha256: str) -> None:
         self._encoder = encoder.eval().requires_grad_(False)
+        self._device = torch.device("cpu")
         self.width = encoder.edges.out_features
         self.weights_sha256 = weights_sha256
 
     def embed(self, sample: Sample) -> np.ndarray:
         return self.embed_many([sample])[0]
 
+    def to(self, device: torch.device | str) -> "MpnnTeacher":
+        """The same teacher, computing on `device`."""
+        self._device = torch.device(device)
+        self._encoder.to(self._device)
+        return self
+
     def embed_many(self, samples: Sequence[Sample]) -> list[np.ndarray]:
         results = [np.zeros((len(sample), self.width), dtype=np.float32) for sample in samples]
+        filled = [(result, sample) for result, sample in zip(results, samples, strict=True) if sample.valid.any()]
+        if self._device.type == "cpu":
+            # A chain fills the cache already, and one by one its embedding cannot depend on the others.
+            for result, sample in filled:
+                result[sample.valid] = self._nodes([sample])
+        elif filled:
+            nodes = np.split(self._nodes([s for _, s in filled]), np.cumsum([s.valid.sum() for _, s in filled])[:-1])
+            for (result, sample), part in zip(filled, nodes, strict=True):
+                result[sample.valid] = part
+        return results
+
+    def _nodes(self, samples: Sequence[Sample]) -> np.ndarray:
+        """float32 [N, width] of the residues with a backbone of chains that have some, laid side by side."""
         backbones = [sample.angstrom()[sample.valid, :3] for sample in samples]
-        filled = [number for number, backbone in enumerate(backbones) if len(backbone)]
-        if not filled:
-            return results
-        graphs = [_nearest(backbones[number][:, 1]) for number in filled]
-        offsets = np.cumsum([0, *(len(backbones[number]) for number in filled)])
+        graphs = [_nearest(backbone[:, 1]) for backbone in backbones]
+        offsets = np.cumsum([0, *map(len, backbones)])
         neighbours = np.concatenate([index + at for (index, _), at in zip(graphs, offsets[:-1], strict=True)])
         present = np.concatenate([mask for _, mask in graphs])
-        atoms = np.concatenate([_five_atoms(backbones[number]) for number in filled]).astype(np.float32)
+        atoms = np.concatenate([_five_atoms(backbone) for backbone in backbones]).astype(np.float32)
         with torch.inference_mode():
-            nodes = self._encoder(*(torch.from_numpy(x) for x in (atoms, neighbours, present))).numpy()
-        for number, start, stop in zip(filled, offsets[:-1], offsets[1:], strict=True):
-            results[number][samples[number].valid] = nodes[start:stop]
-        return results
+            inputs = (torch.from_numpy(x).to(self._device) for x in (atoms, neighbours, present))
+            return self._encoder(*inputs).cpu().numpy()
 
 
 def _five_atoms(backbone: np.ndarray) -> np.ndarray:

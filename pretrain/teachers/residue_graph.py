@@ -15,7 +15,7 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 
 from data_pipeline.schema import Graph, Sample
-from data_pipeline.structure.graphs import knn_graph, radius_graph
+from data_pipeline.structure.graphs import knn_graph, radius_graph, sequential_edges
 
 MAX_OFFSET = 2
 NUM_RELATIONS = 2 * MAX_OFFSET + 3
@@ -105,12 +105,12 @@ def _stored_or_computed(sample: Sample, name: str, ca: np.ndarray) -> Graph:
 
 
 def _sequence_edges(num_residues: int) -> np.ndarray:
-    offsets = np.arange(-MAX_OFFSET, MAX_OFFSET + 1)
-    source = np.repeat(np.arange(num_residues), len(offsets))
-    target = source + np.tile(offsets, num_residues)
-    relation = np.tile(offsets + MAX_OFFSET, num_residues)
-    inside = (target >= 0) & (target < num_residues)
-    return np.stack([source[inside], target[inside], relation[inside]])
+    parts = []
+    for relation, offset in enumerate(range(-MAX_OFFSET, MAX_OFFSET + 1)):
+        edges = sequential_edges(num_residues, offset)
+        parts.append(np.concatenate([edges, np.full((1, edges.shape[1]), relation)]))
+    edges = np.concatenate(parts, axis=1)
+    return edges[:, edges[0].argsort(kind="stable")]
 
 
 def pack_graphs(graphs: Sequence[ProteinGraph]) -> GraphBatch:

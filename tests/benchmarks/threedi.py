@@ -3,9 +3,14 @@
 `speedup_vs_mini3di` is over the real length mix, `speedup_at_1000` over chains of 1,000 residues and more,
 `cost_1000_over_300` compares the cost per residue of long and short chains, and `cost_2500_over_300` that of chains
 assembled from real ones laid beside each other.
+
+States are compared on every residue, both encoders reading the same float64 coordinates: rounded to float32, a few
+residues in a million lie so near the border of two states that mini3di itself changes its mind. It is timed with
+float32, in which it is faster.
 """
 
 import itertools
+import warnings
 
 import mini3di
 import numpy as np
@@ -21,12 +26,11 @@ GAP = 60.0
 BATCH = 64
 
 
-def peer(chains: list[np.ndarray]) -> list[str]:
+def peer(chains: list[np.ndarray], dtype: type = np.float32) -> list[str]:
     """3Di letters by mini3di, one chain at a time, which is all it offers."""
     encoder = mini3di.Encoder()
     tokens = [
-        encoder.encode_atoms(ca=x[:, 1], cb=x[:, 4], n=x[:, 0], c=x[:, 2])
-        for x in (c.astype(np.float32) for c in chains)
+        encoder.encode_atoms(ca=x[:, 1], cb=x[:, 4], n=x[:, 0], c=x[:, 2]) for x in (c.astype(dtype) for c in chains)
     ]
     return [encoder.build_sequence(states) for states in tokens]
 
@@ -65,8 +69,10 @@ def num_residues(chains: list[np.ndarray]) -> int:
 
 def main() -> None:
     everything = [coordinates for _, coordinates in real_chains()]
-    spread = everything[::8]
-    mismatches = sum(a != b for x, y in zip(ours(spread), peer(spread), strict=True) for a, b in zip(x, y, strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # mini3di computes with NaN before it masks
+        expected = peer(everything, np.float64)
+    mismatches = sum(a != b for x, y in zip(ours(everything), expected, strict=True) for a, b in zip(x, y, strict=True))
     mix, long, short = take(everything[::37], 0, 10**9), take(everything, 1000, 10**9), take(everything, 280, 320)
     assembled = assemble(short)
     contestants = {
@@ -85,7 +91,7 @@ def main() -> None:
     report(
         "threedi",
         {
-            "residues_compared": num_residues(spread),
+            "residues_compared": num_residues(everything),
             "mismatches": mismatches,
             "speedup_vs_mini3di": seconds["peer_mix"] / seconds["ours_mix"],
             "speedup_at_1000": seconds["peer_long"] / seconds["ours_long"],

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from configs.build import BuildConfig, ShardConfig, SourceConfig, SyntheticConfig
+from configs.build import BuildConfig, ShardConfig
 from configs.loading import dump_config
+from configs.source import SourceConfig, SyntheticConfig
 from data_pipeline.audit import audit
 from data_pipeline.build import build
 from data_pipeline.manifest import MANIFEST_NAME
@@ -87,7 +88,7 @@ def moments(output: Path, count: int, seed: int) -> list[Callable[[], bool]]:
     def moment(number: int) -> Callable[[], bool]:
         if number % 2:
             return after("*-[0-9]*.tar", chosen.randint(1, 15))
-        return after(".work/parsed/*.json", chosen.randint(1, 17))
+        return after(".work/parsed/*.arrow", chosen.randint(1, 17))
 
     return [moment(number) for number in range(count)]
 
@@ -120,7 +121,7 @@ def test_a_build_killed_again_and_again_still_ends_with_the_same_bytes(case: Cas
     for number in (2, 5, 9):
         kill_when(
             configured(case.structures, output, 2),
-            lambda number=number: len(list(output.glob(".work/parsed/*.json"))) >= number,  # type: ignore[misc]
+            lambda number=number: len(list(output.glob(".work/parsed/*.arrow"))) >= number,  # type: ignore[misc]
         )
     build(configured(case.structures, output, 2))
     assert sha256s(output) == case.sha256

@@ -45,7 +45,7 @@ def assert_same(expected: list[Chain] | str, found: list[Chain] | str) -> None:
         assert (other.sequence, other.notes) == (one.sequence, one.notes)
         np.testing.assert_array_equal(other.coordinates, one.coordinates)
         np.testing.assert_array_equal(other.bfactor, one.bfactor)
-        for name in ("entry", "chain_author", "method", "deposition_date"):
+        for name in ("entry", "chain_author", "method", "deposition_date", "assemblies"):
             assert getattr(other.facts, name) == getattr(one.facts, name)
         for name, decimals in DECIMALS.items():
             values = [getattr(facts, name) for facts in (one.facts, other.facts)]

@@ -50,6 +50,18 @@ def test_the_shortest_chains_have_the_states_of_mini3di(num_residues: int) -> No
     assert_same([random_fold(num_residues, seed=num_residues) + noise])
 
 
+@pytest.mark.parametrize("num_alone", [0, 5, 90])
+def test_long_chains_and_residues_far_from_all_others_have_the_states_of_mini3di(num_alone: int) -> None:
+    random = np.random.default_rng(2)
+    chain = random_fold(900, seed=9) + random.normal(scale=0.05, size=(900, 5, 3))
+    chain -= chain.mean(axis=(0, 1))
+    alone = random.choice(900, num_alone, replace=False)
+    chain[alone] += random.normal(scale=300.0, size=(num_alone, 1, 3))
+    chain[[50, 51, 400], N] = np.nan
+    chain[random.random(900) < 0.1, CB] = np.nan
+    assert_same([chain, chain[:200]])
+
+
 @pytest.mark.data
 def test_real_chains_have_the_states_of_mini3di_on_every_residue(real_data: Path) -> None:
     packed = np.load(real_data / "structures" / "chains_backbone.npz", allow_pickle=False)

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from configs.build import BuildConfig, ShardConfig, SourceConfig, SplitConfig, SyntheticConfig
+from configs.build import BuildConfig, ShardConfig
 from configs.errors import UserError
+from configs.source import SourceConfig, SyntheticConfig
+from configs.splits import LeakageConfig, SplitConfig
 from data_pipeline import build as build_module
 from data_pipeline.audit import audit
 from data_pipeline.build import build, run_build
@@ -156,7 +158,7 @@ def test_an_interrupted_build_parses_only_what_is_missing(
         patch.setattr(build_module, "_write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             build(config)
-    (spooled, *_) = sorted((tmp_path / "out/.work/parsed").glob("*.json"))
+    (spooled, *_) = sorted((tmp_path / "out/.work/parsed").glob("*.arrow"))
     spooled.unlink()
     with pytest.raises(UserError, match="no finished build"):
         ShardReader(tmp_path / "out")
@@ -164,6 +166,62 @@ def test_an_interrupted_build_parses_only_what_is_missing(
     # Fourteen entries in batches of four are four batches, of which one was lost.
     assert outcome.resumed_batches == 3
     assert contents(tmp_path / "out") == contents(built)
+
+
+def test_an_entry_that_could_not_be_read_is_tried_again_by_the_next_run(
+    structures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for path in sorted(structures.glob("*.cif.gz"))[:6]:
+        (tmp_path / "in" / path.name).write_bytes(path.read_bytes())
+    # Listed, but not to be read.
+    (tmp_path / "in" / "lost.cif").symlink_to(tmp_path / "nowhere.cif")
+    config = configured(tmp_path / "in", tmp_path / "out")
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "_write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(config)
+    outcome = run_build(config)
+    # Of two batches the one without the lost file is kept.
+    assert outcome.resumed_batches == 1
+    assert outcome.manifest.dropped["unreadable"] == 1
+
+
+def test_a_changed_membership_file_makes_other_shards(structures: Path, tmp_path: Path) -> None:
+    table = tmp_path / "clusters.tsv"
+    keys = [path.name.removesuffix(".cif.gz") for path in sorted(structures.glob("*.cif.gz"))]
+    table.write_text("".join(f"one\t{key}\n" for key in keys))
+    settings = {"split": SplitConfig(method="membership", membership=table)}
+    first = build(configured(structures, tmp_path / "out", **settings))
+    assert first.leakage.clustering["method"] == "membership"
+    assert first.splits["train"].samples == first.kept
+    table.write_text("".join(f"{number}\t{key}\n" for number, key in enumerate(keys)))
+    second = build(configured(structures, tmp_path / "out", **settings))
+    assert second.leakage.clustering["clusters"] > 1
+    assert second.splits["test"].samples > 0
+
+
+def test_chains_like_an_evaluation_set_are_reported_or_excluded(structures: Path, built: Path, tmp_path: Path) -> None:
+    with ShardReader(built) as reader:
+        planted = reader.sample("train", 0)
+    (tmp_path / "eval.fasta").write_text(f">planted\n{planted.sequence}\n")
+    against = {"against": (str(tmp_path / "eval.fasta"),), "method": "kmers"}
+    reported = build(configured(structures, tmp_path / "report", leakage=LeakageConfig(**against)))
+    assert reported.leakage.against[0]["chains_hit"] >= 1
+    assert "leakage" not in reported.dropped
+    excluding = LeakageConfig(**against, action="exclude")
+    excluded = build(configured(structures, tmp_path / "exclude", leakage=excluding))
+    assert excluded.dropped["leakage"] >= 1
+    rejects = [json.loads(line) for line in (tmp_path / "exclude/rejects.jsonl").read_text().splitlines()]
+    assert any(r["path"] == planted.facts["source"] and "planted" in r["detail"] for r in rejects)
+    with ShardReader(tmp_path / "exclude") as reader:
+        kept = {reader.key("train", i) for i in range(len(reader.index("train")))}
+    assert planted.key not in kept
+    assert not audit(tmp_path / "exclude").damage
 
 
 def test_no_usable_chain_is_a_user_error_that_tells_why(tmp_path: Path) -> None:

@@ -1,12 +1,22 @@
 """Filters, facts and the high-quality subset."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from configs.build import FilterConfig, QualityConfig
-from data_pipeline.quality import QUALITY_FACTS, chain_facts, is_high_quality, reason_to_drop
+from configs.build import FilterConfig, QualityConfig, ReliabilityConfig
+from data_pipeline.quality import (
+    QUALITY_FACTS,
+    chain_facts,
+    high_quality_mask,
+    observed_fraction,
+    reason_to_drop,
+    reliability_mask,
+)
+from data_pipeline.spool import COLUMNS
 from data_pipeline.structure.chain import Chain, ExperimentFacts
 
 N = 40
@@ -47,13 +57,31 @@ def test_facts_hold_what_json_can_and_all_that_quality_needs() -> None:
     assert set(QUALITY_FACTS) <= set(facts)
 
 
+def test_residues_without_coordinates_lower_the_observed_fraction() -> None:
+    assert observed_fraction(chain()) == 1
+    assert observed_fraction(replace(chain(), notes=("altloc", "unobserved:10"))) == 0.8
+
+
+GOOD = {
+    "method": "x-ray diffraction",
+    "resolution": 1.9,
+    "r_free": 0.22,
+    "missing_fraction": 0.01,
+    "observed_fraction": 0.95,
+    "geometry_outlier_fraction": 0.01,
+    "mean_bfactor": 25.0,
+}
+
+
 @pytest.mark.parametrize(
     ("change", "good"),
     [
         ({}, True),
+        ({"resolution": 2.5, "r_free": 0.28}, True),
         ({"resolution": 2.6}, False),
         ({"r_free": 0.29}, False),
         ({"missing_fraction": 0.06}, False),
+        ({"observed_fraction": 0.6}, False),
         # Outlying geometry is asked only where an experiment's own figures are missing.
         ({"geometry_outlier_fraction": 0.5}, True),
         ({"r_free": None}, True),
@@ -63,15 +91,32 @@ def test_facts_hold_what_json_can_and_all_that_quality_needs() -> None:
         ({"method": "predicted", "mean_bfactor": 79.0}, False),
         ({"method": "predicted", "mean_bfactor": 81.0, "resolution": None, "r_free": None}, True),
         ({"method": "predicted", "mean_bfactor": None}, False),
+        ({"method": None}, True),
     ],
 )
 def test_the_high_quality_rule(change: dict[str, Any], good: bool) -> None:
-    facts = {
-        "method": "x-ray diffraction",
-        "resolution": 1.9,
-        "r_free": 0.22,
-        "missing_fraction": 0.01,
-        "geometry_outlier_fraction": 0.01,
-        "mean_bfactor": 25.0,
-    }
-    assert is_high_quality({**facts, **change}, QualityConfig()) is good
+    # Beside a chain that always passes, so that one answer for all would be seen.
+    rows = [{**GOOD, **change}, GOOD]
+    table = pa.Table.from_pylist(rows, schema=pa.schema([COLUMNS.field(name) for name in QUALITY_FACTS]))
+    assert high_quality_mask(table, QualityConfig()).tolist() == [good, True]
+
+
+def test_a_residue_of_low_plddt_is_not_reliable() -> None:
+    model = chain(method="predicted", bfactor=90.0)
+    model.bfactor[3:6] = 69.9
+    expected = np.ones(N, dtype=bool)
+    expected[3:6] = False
+    np.testing.assert_array_equal(reliability_mask(model, ReliabilityConfig()), expected)
+    assert not reliability_mask(chain(method="predicted", bfactor=np.nan), ReliabilityConfig()).any()
+
+
+def test_a_residue_of_high_bfactor_is_not_reliable_unless_all_are_alike() -> None:
+    experiment = chain(bfactor=30.0)
+    experiment.bfactor[7] = 121.0
+    assert np.flatnonzero(~reliability_mask(experiment, ReliabilityConfig())).tolist() == [7]
+    assert reliability_mask(experiment, ReliabilityConfig(max_bfactor=None)).all()
+    assert reliability_mask(chain(bfactor=500.0), ReliabilityConfig()).all()
+
+
+def test_a_residue_without_backbone_is_never_reliable() -> None:
+    assert np.flatnonzero(~reliability_mask(chain(missing=4), ReliabilityConfig())).tolist() == [0, 1, 2, 3]

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import os
 import pickle
 import random
 import tarfile
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from data_pipeline.sources import CompressedTarSource, Entry, open_source, read_entry
+from data_pipeline.sources import Entry, open_source, read_entry
+from data_pipeline.sources.archives import CompressedTarSource
 from data_pipeline.structure.chain import StructureError
 
 FILES = {
@@ -68,6 +70,7 @@ def test_entries_travel_between_processes(folder: Path) -> None:
     assert pickle.loads(pickle.dumps(entry)) == entry
     assert len(pickle.dumps(entry)) < 500
     assert all(isinstance(value, str | int | None) for value in dataclasses.asdict(entry).values())
+    assert not hasattr(entry, "__dict__")
 
 
 def test_of_members_with_one_name_the_last_counts(tmp_path: Path) -> None:
@@ -139,3 +142,76 @@ def test_a_file_that_goes_away_after_listing_is_unreadable(folder: Path, tmp_pat
     with pytest.raises(StructureError) as caught:
         read_entry(entry)
     assert caught.value.reason == "unreadable"
+
+
+MODEL = "AF-P12345-F1-model_v6.cif.gz"
+
+
+def test_a_folder_of_tars_lists_their_structures_as_if_they_were_folders(tmp_path: Path) -> None:
+    side_files = [("AF-P12345-F1-predicted_aligned_error_v6.json.gz", b"{}"), ("AF-P12345-F1-confidence_v6.json", b"")]
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    write_tar(tmp_path / "in" / "UP000005640_9606_HUMAN_v6.tar", "w", [(MODEL, b"human"), *side_files])
+    write_tar(tmp_path / "in" / "sub" / "UP000000625_83333_ECOLI_v6.tar.gz", "w:gz", [("b/2.cif", b"2"), *side_files])
+    (tmp_path / "in" / "1.pdb").write_bytes(b"1")
+    (tmp_path / "in" / "sub" / ".UP1.tar").write_bytes(b"hidden")
+    entries = list(open_source(tmp_path / "in", cache=tmp_path / "cache").entries())
+    assert contents(entries) == {
+        "1.pdb": b"1",
+        f"UP000005640_9606_HUMAN_v6.tar/{MODEL}": b"human",
+        "sub/UP000000625_83333_ECOLI_v6.tar.gz/b/2.cif": b"2",
+    }
+    assert [entry.name for entry in entries] == sorted(entry.name for entry in entries)
+
+
+def test_names_come_in_one_order_whatever_the_folders(tmp_path: Path) -> None:
+    names = ["a/b.pdb", "a.pdb", "a-b/c.pdb", "a/b/c.pdb", "ab.pdb", "a0/1.cif", "B/1.cif", "a.b/x.pdb", "a/b-c.pdb"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    write_tar(tmp_path / "a.tar", "w", [("x.pdb", b""), ("0/x.pdb", b"")])
+    listed = [entry.name for entry in open_source(tmp_path).entries()]
+    assert listed == sorted([*names, "a.tar/x.pdb", "a.tar/0/x.pdb"])
+
+
+def test_a_mirror_is_listed_only_as_far_as_it_is_read(tmp_path: Path) -> None:
+    for middle in ("ab", "cd", "ef"):
+        (tmp_path / middle).mkdir()
+        (tmp_path / middle / f"1{middle}x.cif.gz").touch()
+    (tmp_path / "zz.tar").write_bytes(b"not a tar")
+    entries = open_source(tmp_path).entries()
+    assert [next(entries).name for _ in range(2)] == ["ab/1abx.cif.gz", "cd/1cdx.cif.gz"]
+    assert next(entries).name == "ef/1efx.cif.gz"
+    with pytest.raises(UserError, match=r"zz\.tar: the archive is damaged or cut"):
+        next(entries)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.pdb").touch()
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="locked: Permission denied; make it readable"):
+        list(open_source(tmp_path).entries())
+
+
+def test_a_link_in_a_circle_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.pdb").touch()
+    (tmp_path / "sub" / "up").symlink_to(tmp_path)
+    (tmp_path / "b.pdb").symlink_to(tmp_path / "sub" / "a.pdb")
+    assert [entry.name for entry in open_source(tmp_path).entries()] == ["b.pdb", "sub/a.pdb"]
+
+
+def test_entries_of_a_relative_path_are_readable_from_elsewhere(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    entries = list(open_source("in").entries())
+    monkeypatch.chdir("/")
+    assert contents(entries) == {name: FILES[name] for name in NAMES}

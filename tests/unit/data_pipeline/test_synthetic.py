@@ -8,8 +8,8 @@ import gemmi
 import numpy as np
 import pytest
 
-from configs.build import SyntheticConfig
 from configs.errors import UserError
+from configs.source import SyntheticConfig
 from data_pipeline.structure.chain import AMINO_ACIDS, Chain
 from data_pipeline.structure.geometry import dihedrals
 from data_pipeline.structure.parse import parse_structure

@@ -1,6 +1,7 @@
 """Collation: packing, masking, cropping, against a plain loop."""
 
-from dataclasses import replace
+import hashlib
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -133,3 +134,70 @@ def test_every_standard_residue_has_a_token_of_its_own() -> None:
     for family in ("esm2", "amplify"):
         tokens: Alphabet = alphabet(family)
         assert len(set(tokens.encode(AMINO_ACIDS).tolist()) - {tokens.unk_id}) == len(AMINO_ACIDS)
+
+
+FROZEN = {
+    ("esm2", 0, 0, True): "0e4111a112c9c0517982c83c4be5c08bdb040a909f3c81d12e4ebbab6b0a00c2",
+    ("esm2", 0, 0, False): "6ab45b73c2b15bfcc6ca16a7d51213b6fed0364c823873e4f13beb4462337d03",
+    ("esm2", 7, 3, True): "6d5f5cf5612d3f1376f37e8738d073425fa16b87834ec271b220a47583433119",
+    ("amplify", 7, 3, True): "a369bc73b75c3a26189f2ac707925766e45b0b88c96053418797754740996689",
+}
+"""Batches of forty chains as the first version made them: a run that is resumed must see the same ones."""
+
+
+def digest(batch: Batch) -> str:
+    done = hashlib.sha256(repr(batch.packed.lengths).encode())
+    for field in fields(batch):
+        value = batch.packed.tokens if field.name == "packed" else getattr(batch, field.name)
+        done.update(field.name.encode())
+        if value is not None:
+            array = value.numpy()
+            done.update(f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return done.hexdigest()
+
+
+@pytest.mark.parametrize("case", FROZEN, ids=str)
+def test_batches_are_those_of_the_first_version_bit_by_bit(case: tuple[str, int, int, bool]) -> None:
+    family, seed, epoch, with_teacher = case
+    items = make_items(list(range(40)))
+    if not with_teacher:
+        items = [replace(item, teacher=None) for item in items]
+    assert digest(batch_of(items, family, seed, epoch)) == FROZEN[case]
+
+
+def test_more_chains_than_sort_keys_can_number_are_masked_like_each_chain_alone() -> None:
+    sample = make_chain(1)
+    # 2,048 chains fit into the bits above the noise.
+    items = [Item(Crop(number, 0, 8), sample, 0, None) for number in range(5000)]
+    together = masked_by_chain(batch_of(items))
+    for number in (0, 2047, 2048, 2049, 4095, 4096, 4999):
+        assert masked_by_chain(batch_of([items[number]])) == {number: together[number]}
+
+
+def with_reliability(items: list[Item], reliable: bool) -> list[Item]:
+    """Every third residue is marked as unreliable, or all as reliable."""
+    marks = [np.full(len(i.sample), True) if reliable else np.arange(len(i.sample)) % 3 > 0 for i in items]
+    return [replace(i, sample=replace(i.sample, reliable=m)) for i, m in zip(items, marks, strict=True)]
+
+
+def test_unreliable_residues_have_no_structure_target_and_keep_their_token() -> None:
+    items = make_items([3, 8, 1])
+    marked = with_reliability(items, False)
+    plain, batch = batch_of(items), batch_of(marked)
+    unreliable = ~np.concatenate([item.sample.reliable[cut(item)] for item in marked])
+    assert (batch.threedi[unreliable] == -1).all()
+    assert not batch.structure_valid[unreliable].any()
+    assert not batch.teacher[unreliable].any()
+    assert batch.threedi[~unreliable].tolist() == plain.threedi[~unreliable].tolist()
+    assert batch.structure_valid[~unreliable].tolist() == plain.structure_valid[~unreliable].tolist()
+    assert batch.packed.tokens.tolist() == plain.packed.tokens.tolist()
+    assert batch.masked_index.tolist() == plain.masked_index.tolist()
+
+
+def test_reliability_changes_nothing_where_all_is_reliable_unknown_or_switched_off() -> None:
+    items = make_items([3, 8, 1])
+    assert digest(batch_of(with_reliability(items, True))) == digest(batch_of(items))
+    off = collate(with_reliability(items, False), alphabet("esm2"), FRACTION, 0, 0, mask_unreliable=False)
+    assert digest(off) == digest(batch_of(items))
+    mixed = [with_reliability(items, True)[0], *items[1:]]
+    assert digest(batch_of(mixed)) == digest(batch_of(items))

@@ -1,5 +1,6 @@
 """Pools: deterministic, complete, tight, and the same at any world size."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,15 @@ from configs.train import DataConfig
 from pretrain.sampler import SPECIAL_TOKENS, Plan, Position, keyed_uniform, plan_epoch, rank_crops
 
 
-def data_config(max_residues: int = 510, pack_tokens: int = 2048, packs_per_pool: int = 4) -> DataConfig:
+def data_config(
+    max_residues: int = 510, pack_tokens: int = 2048, packs_per_pool: int = 4, window: int | None = None
+) -> DataConfig:
     return DataConfig(
-        shards=Path("shards"), max_residues=max_residues, pack_tokens=pack_tokens, packs_per_pool=packs_per_pool
+        shards=Path("shards"),
+        max_residues=max_residues,
+        pack_tokens=pack_tokens,
+        packs_per_pool=packs_per_pool,
+        shuffle_window_shards=window,
     )
 
 
@@ -86,6 +93,50 @@ def test_a_subset_keeps_the_numbers_and_crops_of_its_chains() -> None:
 def test_chains_fewer_than_packs_repeat_so_that_no_rank_is_empty() -> None:
     (pool,) = plan_epoch(np.array([50, 60]), 0, 0, data_config(packs_per_pool=4))
     assert [len(pack) for pack in pool] == [1, 1, 1, 1]
+
+
+FROZEN_PLAN = "3f8a38e8cec99c93fd455dd734368f0f76f2b5f90c8a2c26137c24e6b577320f"
+"""500 chains, epoch 3, seed 5, as the first version made it: a run that is resumed must see the same pools."""
+
+
+def test_a_plan_is_that_of_the_first_version() -> None:
+    plan = plan_epoch(real_mix(9000)[:500], 5, 3, data_config(2046, 2048, 3))
+    columns = (plan.samples, plan.starts, plan.lengths, plan.packs)
+    assert hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest() == FROZEN_PLAN
+
+
+def test_windows_of_shards_see_every_chain_once_and_few_shards_at_a_time() -> None:
+    lengths, shards = real_mix(9000), np.arange(9000) // 256
+    plan = plan_epoch(lengths, 0, 0, data_config(window=3), shards=shards)
+    assert sorted(plan.samples.tolist()) == list(range(9000))
+    assert pack_sizes(plan).sum() / (len(plan.packs) - 1) / 2048 >= 0.98
+    order = shards[plan.samples]
+    first = {shard: int(np.argmax(order == shard)) for shard in range(36)}
+    windows = [set(group) for group in np.array_split(sorted(first, key=first.get), 12)]
+    for number, window in enumerate(windows):
+        places = np.flatnonzero(np.isin(order, list(window)))
+        # Chains that would leave a pack ill filled go on to the next window, none further.
+        assert set(order[places[0] : places[-1] + 1]) <= set().union(*windows[max(number - 1, 0) : number + 2])
+    assert sorted(first, key=first.get) != list(range(36)), "shards come in shuffled order"
+    within = plan.samples[order == 5]
+    assert within.tolist() != sorted(within.tolist()), "chains of a shard come in shuffled order"
+
+
+def test_windows_differ_by_epoch_and_not_by_anything_else() -> None:
+    lengths, shards, config = real_mix(900), np.arange(900) // 64, data_config(window=2)
+    first = list(plan_epoch(lengths, 3, 5, config, shards=shards))
+    assert first == list(plan_epoch(lengths, 3, 5, config, shards=shards))
+    assert first != list(plan_epoch(lengths, 3, 6, config, shards=shards))
+
+
+def test_one_window_over_all_shards_mixes_like_the_global_shuffle() -> None:
+    lengths, shards = real_mix(3000), np.arange(3000) // 256
+    window, everything = (
+        plan_epoch(lengths, 0, 0, data_config(window=width), shards=shards) for width in (len(shards), None)
+    )
+    same, wanted = (np.mean(np.diff(shards[plan.samples]) == 0) for plan in (window, everything))
+    # Two fractions of 3000 neighbours each, about 0.26: five standard errors of their difference.
+    assert same == pytest.approx(wanted, abs=5 * np.sqrt(2 * 0.26 * 0.74 / 3000))
 
 
 def test_position_moves_to_the_next_epoch_after_the_last_pool() -> None:

@@ -1,3 +1,6 @@
+import dataclasses
+import json
+
 import gemmi
 import pytest
 
@@ -95,3 +98,43 @@ def test_a_file_that_says_nothing_has_no_facts() -> None:
     unknown = (facts.method, facts.resolution, facts.r_free, facts.deposition_date, facts.model_version)
     assert unknown == (None,) * 5
     assert (facts.entry, facts.chain_label, facts.chain_author) == ("mine", "A", "A")
+
+
+ASSEMBLIES = (
+    b"loop_\n_pdbx_struct_assembly.id\n_pdbx_struct_assembly.details\n1 author_defined_assembly\n2 ?\n"
+    b"XAU 'crystal asymmetric unit, crystal frame'\n#\n"
+    b"loop_\n_pdbx_struct_assembly_gen.assembly_id\n_pdbx_struct_assembly_gen.oper_expression\n"
+    b"_pdbx_struct_assembly_gen.asym_id_list\n1 1 Axp,Bxp\n2 1 Bxp\n2 '(1-60)(2)' 'Bxp'\nXAU 1 Axp,Bxp,Cxp\n#\n"
+)
+REMARK_350 = """\
+REMARK 350
+REMARK 350 BIOMOLECULE: 1
+REMARK 350 APPLY THE FOLLOWING TO CHAINS: A, B
+REMARK 350   BIOMT1   1  1.000000  0.000000  0.000000        0.00000
+REMARK 350   BIOMT2   1  0.000000  1.000000  0.000000        0.00000
+REMARK 350   BIOMT3   1  0.000000  0.000000  1.000000        0.00000
+REMARK 350
+REMARK 350 BIOMOLECULE: 2
+REMARK 350 APPLY THE FOLLOWING TO CHAINS: B
+REMARK 350   BIOMT1   1  1.000000  0.000000  0.000000        0.00000
+REMARK 350   BIOMT2   1  0.000000  1.000000  0.000000        0.00000
+REMARK 350   BIOMT3   1  0.000000  0.000000  1.000000        0.00000
+"""
+
+
+def test_a_chain_knows_the_assemblies_that_list_it_in_every_format() -> None:
+    structure = gemmi_structure({name: ("A" * 9, helix(9) + 40.0 * i) for i, name in enumerate("ABC")})
+    mmcif = mmcif_bytes(structure) + ASSEMBLIES
+    lines = pdb_bytes(structure).splitlines(keepends=True)
+    sequence = next(i for i, line in enumerate(lines) if line.startswith(b"SEQRES"))
+    pdb = b"".join([*lines[:sequence], REMARK_350.encode(), *lines[sequence:]])
+    for data in (mmcif, bcif_bytes(mmcif), pdb):
+        facts = [chain.facts for chain in parse_structure(data, "1abc.cif")]
+        assert [fact.assemblies for fact in facts] == [("1",), ("1", "2"), ()]
+        assert json.loads(json.dumps(dataclasses.asdict(facts[1])))["assemblies"] == ["1", "2"]
+    assert facts_in(mmcif_bytes(structure), "1abc.cif").assemblies is None
+
+
+@pytest.mark.parametrize("date", [b"2020-02-30", b"?", b"soon", b"20-02-2020"])
+def test_what_is_no_date_is_none(date: bytes) -> None:
+    assert facts_in(atoms("1ABC").replace(b"2020-02-29", date), "1abc.cif").deposition_date is None

@@ -93,3 +93,22 @@ def test_contacts_are_symmetric_within_the_cutoff_and_skip_missing_residues() ->
     assert (np.abs(distance[differs] - 8.0) < 0.01).all()
     chain[7] = np.nan
     assert not contact_map(chain)[7].any()
+
+
+def test_outliers_are_the_same_with_angles_that_are_known_already() -> None:
+    chain = backbone([(-57.0, -47.0), (60.0, -90.0)] * 30)
+    chain[10:20, CA] += 0.3
+    chain[[7, 30]] = np.nan
+    chain[40:] += 12.0
+    fraction = geometry_outlier_fraction(chain)
+    assert 0.4 < fraction < 0.9
+    assert geometry_outlier_fraction(chain, dihedrals(chain)) == fraction
+    no_angles = np.full((60, 3), np.nan)
+    assert geometry_outlier_fraction(chain, no_angles) < fraction
+
+
+def test_dihedrals_of_many_atoms_keep_the_shape_of_their_arguments() -> None:
+    points = np.random.default_rng(2).normal(size=(4, 3, 5, 3))
+    angles = dihedral(*points)
+    assert angles.shape == (3, 5)
+    assert angles[2, 4] == dihedral(*points[:, 2, 4])

@@ -1,4 +1,4 @@
-"""Where structure files come from: a folder, a tar archive or one file, listed as small values any process can read.
+"""Structure files in tars, read in place.
 
 Compressed archives cannot be read from the middle: the structure files of one are written once into an uncompressed
 tar in a cache folder (`cache`, else `$XDG_CACHE_HOME/saplm/archives`), which every process must see.
@@ -14,11 +14,11 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from pathlib import Path
+from typing import BinaryIO
 
 from configs.errors import UserError
-from data_pipeline.structure.chain import StructureError
+from data_pipeline.sources.entries import Entry, Source, is_structure_name
 from data_pipeline.structure.facts import STRUCTURE_SUFFIXES
 
 log = logging.getLogger("data_pipeline")
@@ -29,103 +29,22 @@ _CHUNK_BYTES = 2**20
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One structure file: the whole of `path`, or `length` bytes from `offset` in it."""
-
-    name: str
-    """Path relative to the source's root, or the member's name in a tar; `/` separates folders."""
-    path: str
-    offset: int | None = None
-    length: int | None = None
+def is_archive_name(name: str) -> bool:
+    """The name ends like that of a tar, compressed or not, and is not hidden."""
+    lower = name.lower().rpartition("/")[2]
+    return lower.endswith((TAR_SUFFIX, *COMPRESSED_TAR_SUFFIXES)) and not lower.startswith(".")
 
 
-class Source(Protocol):
-    """Structure files in a fixed order."""
-
-    def entries(self) -> Iterator[Entry]:
-        """Every file whose name ends like a structure's, sorted by name.
-
-        Raises:
-            UserError: there is none, or the archive is damaged.
-        """
-        ...
-
-
-def open_source(path: Path, cache: Path | None = None) -> Source:
-    """The source at a path: a folder (searched recursively), a tar (.gz, .xz, .bz2 or uncompressed), or one file.
-
-    Args:
-        cache: folder for the contents of compressed archives.
-
-    Raises:
-        UserError: there is nothing at the path, or it is a file of no known kind.
-    """
-    if not path.exists():
-        raise UserError(f"source {path}: there is no such file or folder; set source.path to where your structures are")
-    if path.is_dir():
-        return FolderSource(path)
-    name = path.name.lower()
-    if name.endswith(COMPRESSED_TAR_SUFFIXES):
-        return CompressedTarSource(path, cache or _default_cache())
-    if name.endswith(TAR_SUFFIX):
+def open_archive(path: Path, cache: Path | None = None) -> Source:
+    """The source of a tar by its name; `cache` is for the contents of compressed ones."""
+    if path.name.lower().endswith(TAR_SUFFIX):
         return TarSource(path)
-    if is_structure_name(name):
-        return FileSource(path)
-    allowed = ", ".join((*STRUCTURE_SUFFIXES, TAR_SUFFIX, *COMPRESSED_TAR_SUFFIXES))
-    raise UserError(f"source {path}: not a folder, and its name ends in none of {allowed} (structures also with .gz)")
+    return CompressedTarSource(path, cache or cache_home() / "archives")
 
 
-def read_entry(entry: Entry) -> bytes:
-    """The entry's bytes as they are stored (gzipped files stay gzipped).
-
-    Raises:
-        StructureError: `unreadable`, when the file has gone or is shorter than when it was listed.
-    """
-    try:
-        with open(entry.path, "rb") as file:
-            if entry.offset is None:
-                return file.read()
-            file.seek(entry.offset)
-            data = file.read(entry.length)
-    except OSError as error:
-        raise StructureError("unreadable", f"{error.strerror or error}: {entry.path}") from None
-    if len(data) != entry.length:
-        raise StructureError("unreadable", f"{entry.path} is shorter than when it was listed")
-    return data
-
-
-def is_structure_name(name: str) -> bool:
-    """The name ends like that of a PDB, mmCIF or BinaryCIF file, gzipped or not, and is not hidden."""
-    lower = PurePosixPath(name.lower()).name
-    return lower.removesuffix(".gz").endswith(STRUCTURE_SUFFIXES) and not lower.startswith(".")
-
-
-@dataclass(frozen=True)
-class FolderSource:
-    """Every structure file below a folder; hidden files and folders are left out."""
-
-    path: Path
-
-    def entries(self) -> Iterator[Entry]:
-        names = []
-        for folder, folders, files in os.walk(self.path):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            names += [Path(folder, name).relative_to(self.path).as_posix() for name in files if is_structure_name(name)]
-        if not names:
-            raise _nothing_in(self.path)
-        for name in sorted(names):
-            yield Entry(name, str(self.path / name))
-
-
-@dataclass(frozen=True)
-class FileSource:
-    """One structure file."""
-
-    path: Path
-
-    def entries(self) -> Iterator[Entry]:
-        yield Entry(self.path.name, str(self.path))
+def cache_home() -> Path:
+    """Folder of everything that can be made or fetched again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "saplm"
 
 
 @dataclass(frozen=True)
@@ -136,17 +55,22 @@ class TarSource:
 
     def entries(self) -> Iterator[Entry]:
         found = {}
+        place = str(self.path)
         try:
             with tarfile.open(self.path, "r:") as archive:
-                for member in archive:
+                while (member := archive.next()) is not None:
+                    # tarfile keeps every header it has read: a kilobyte for each of millions of members.
+                    archive.members = []
                     if _is_structure_member(member):
-                        found[member.name] = Entry(member.name, str(self.path), member.offset_data, member.size)
+                        found[member.name] = Entry(member.name, place, member.offset_data, member.size)
                 end = archive.offset
             _check_end(self.path, end)
         except _DAMAGE as error:
             raise _damaged(self.path, error) from None
+        except OSError as error:
+            raise UserError(f"source {self.path}: {error.strerror or error}; make it readable") from None
         if not found:
-            raise _nothing_in(self.path)
+            raise nothing_in(self.path)
         yield from (found[name] for name in sorted(found))
 
 
@@ -162,7 +86,10 @@ class CompressedTarSource:
 
     def _uncompressed(self) -> Path:
         """The copy, written on first use; its name changes with the archive's place, size and modification time."""
-        stat = self.path.stat()
+        try:
+            stat = self.path.stat()
+        except OSError as error:
+            raise UserError(f"source {self.path}: {error.strerror or error}; make it readable") from None
         identity = f"{self.path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
         place = self.cache / f"{self.path.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.tar"
         if place.exists():
@@ -186,7 +113,8 @@ def _copy_structures(compressed: Path, place: Path) -> None:
     with tarfile.open(place, "w:", format=tarfile.PAX_FORMAT) as copy:
         try:
             with _decompressed(compressed) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-                for member in archive:
+                while (member := archive.next()) is not None:
+                    archive.members, copy.members = [], []
                     if _is_structure_member(member):
                         plain = tarfile.TarInfo(member.name)
                         plain.size = member.size
@@ -198,7 +126,7 @@ def _copy_structures(compressed: Path, place: Path) -> None:
         except _DAMAGE as error:
             raise _damaged(compressed, error) from None
     if not copied:
-        raise _nothing_in(compressed)
+        raise nothing_in(compressed)
 
 
 def _decompressed(path: Path) -> BinaryIO:
@@ -225,14 +153,11 @@ def _is_structure_member(member: tarfile.TarInfo) -> bool:
     return member.isreg() and not member.issparse() and is_structure_name(member.name)
 
 
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saplm" / "archives"
-
-
-def _nothing_in(path: Path) -> UserError:
+def nothing_in(place: Path | str) -> UserError:
+    """The error for a place without structures."""
     return UserError(
-        f"source {path}: no structure files in it; names must end in {', '.join(STRUCTURE_SUFFIXES)} "
-        "(also with .gz); set source.path to where your structures are"
+        f"source {place}: no structure files in it; names must end in {', '.join(STRUCTURE_SUFFIXES)} "
+        "(also with .gz) or .tar (also compressed); set source.path to where your structures are"
     )
 
 

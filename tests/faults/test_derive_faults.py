@@ -1,0 +1,144 @@
+"""A derived column that is killed and restarted gives the same bytes."""
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_pipeline.audit import audit
+from data_pipeline.shards import write_shards
+from tests.unit.pretrain.chains import make_chain
+from tests.unit.pretrain.test_derive_mpnn import write_random_mpnn
+
+ROOT = Path(__file__).parents[2]
+NUM_SHARDS = 10
+SHORT_KILLS, LONG_KILLS = 3, 20
+WAIT_SECONDS = 180
+FORMS = ({"form": "float16"}, {"form": "int8"}, {"form": "pca", "pca_width": 6, "pca_residues": 500})
+
+
+@dataclass(frozen=True)
+class Case:
+    """Folder of config and shards, and the sha256 of every file of each form's undisturbed column."""
+
+    folder: Path
+    sha256: tuple[dict[str, str], ...]
+
+    @property
+    def column(self) -> Path:
+        return self.folder / "shards" / "derived" / "mpnn"
+
+
+def start(folder: Path, form: dict[str, object], workers: int) -> subprocess.Popen:
+    config = {
+        "stage": "align",
+        "name": "x",
+        "data": {"shards": str(folder / "shards")},
+        "trunk": {"layers": 1, "width": 8, "heads": 1},
+        "teacher": {"kind": "mpnn", "weights": str(folder / "mpnn.npz"), "column": "mpnn"},
+        "derive": {**form, "num_workers": workers},
+    }
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    arguments = [sys.executable, "-m", "pretrain", "derive", "teacher", str(file), str(folder / "shards")]
+    return subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(folder: Path, form: dict[str, object], workers: int) -> None:
+    process = start(folder, form, workers)
+    _, words = process.communicate()
+    assert process.returncode == 0, words[-3000:]
+
+
+def kill_when(folder: Path, form: dict[str, object], workers: int, reached: Callable[[], bool]) -> bool:
+    """Start a derivation in a process of its own and SIGKILL it once `reached`; false when it ended before."""
+    process = start(folder, form, workers)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while process.poll() is None and not reached():
+        assert time.monotonic() < deadline, "it neither ended nor came to where it should be killed"
+        time.sleep(0.001)
+    ended = process.poll() is not None
+    if not ended:
+        process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return not ended
+
+
+def sha256s(folder: Path) -> dict[str, str]:
+    """By name; hidden files and folders included."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Case:
+    folder = tmp_path_factory.mktemp("derive_faults")
+    chains = [make_chain(60 + 7 * (i % 9), i, (5,)) for i in range(4 * NUM_SHARDS)]
+    write_shards(folder / "shards", {"train": chains[4:], "test": chains[:4]}, samples_per_shard=4)
+    write_random_mpnn(folder / "mpnn.npz")
+    found = []
+    for form in FORMS:
+        finish(folder, form, 1)
+        assert not audit(folder / "shards").damage
+        found.append(sha256s(folder / "shards" / "derived" / "mpnn"))
+        shutil.rmtree(folder / "shards" / "derived")
+    return Case(folder, tuple(found))
+
+
+def moments(column: Path, count: int, seed: int) -> list[Callable[[], bool]]:
+    """Conditions at which to kill: so many finished shards, a file being written, or the file of components."""
+    chosen = random.Random(seed)
+
+    def after(pattern: str, number: int) -> Callable[[], bool]:
+        return lambda: len(list(column.glob(pattern))) >= number
+
+    def moment(number: int) -> Callable[[], bool]:
+        if number % 3 == 1:
+            return after(".work/*.part", 1)
+        if number % 3 == 2:
+            return after("*.safetensors", 1) if number == 2 else after("*.tar", chosen.randint(1, NUM_SHARDS))
+        return after(".work/*.json", chosen.randint(1, NUM_SHARDS - 1))
+
+    return [moment(number) for number in range(count)]
+
+
+def check_kills(case: Case, kills: int, seed: int) -> None:
+    """Kill derivations of one folder again and again, finishing each with the other number of workers."""
+    killed = 0
+    for number, reached in enumerate(moments(case.column, kills, seed)):
+        form, expected = FORMS[number % len(FORMS)], case.sha256[number % len(FORMS)]
+        killed += kill_when(case.folder, form, 1 + number % 2, reached)
+        if number % 4 == 3:
+            killed += kill_when(case.folder, form, 1, lambda: len(list(case.column.glob("*.tar"))) >= NUM_SHARDS - 1)
+        finish(case.folder, form, 2 - number % 2)
+        assert sha256s(case.column) == expected, "every file the same, and none left over"
+        assert not audit(case.folder / "shards").damage
+        shutil.rmtree(case.column)
+    # One may win the race against its signal now and then, but a test in which all do shows nothing.
+    assert killed >= kills / 2
+
+
+def test_a_column_killed_at_three_moments_and_restarted_gives_the_same_bytes(case: Case) -> None:
+    check_kills(case, SHORT_KILLS, seed=1)
+
+
+@pytest.mark.long
+def test_a_column_killed_at_twenty_moments_and_restarted_gives_the_same_bytes(case: Case) -> None:
+    check_kills(case, LONG_KILLS, seed=2)
