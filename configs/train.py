@@ -145,7 +145,7 @@ class DeriveConfig(Config):
     """How `derive teacher` computes and stores a column of embeddings."""
 
     num_workers: int | None = Field(default=None, ge=1)
-    """Ray actors that share the shards; 1: this process, without Ray. Unset: one for each GPU, else for each CPU, of the
+    """Ray actors that share the shards; 1: this process, without Ray. Unset: one for each GPU, else each CPU, of the
     cluster that engine.address or RAY_ADDRESS names, else of this machine; small columns are made in this process.
     The bytes written do not depend on it."""
     form: Literal["float16", "int8", "pca"] = "float16"

@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from configs.errors import UserError
 from data_pipeline.derived import (
+    COMPONENTS_NAME,
     DERIVE_REMEDY,
     DERIVED_COLUMNS,
     DERIVED_FOLDER,
@@ -320,6 +321,7 @@ def _audit_derived(folder: Path, name: str, base: Manifest, keys: dict[str, list
     if manifest.base_sha256 != base.content_sha256:
         report.blame(f"{prefix}{MANIFEST_NAME}", f"was made from other shards; {remedy}")
         return
+    _check_components(folder / prefix, prefix, manifest, report)
     report.derived[name] = 0
     for split, shards in manifest.splits.items():
         expected = [shard.name for shard in base.splits[split].shards]
@@ -329,6 +331,20 @@ def _audit_derived(folder: Path, name: str, base: Manifest, keys: dict[str, list
         for shard in shards:
             _audit_derived_shard(folder, prefix, shard, keys, report)
             report.derived[name] += shard.samples
+
+
+def _check_components(folder: Path, prefix: str, manifest: DerivedManifest, report: AuditReport) -> None:
+    """The side file of a column of principal components, without which its numbers mean nothing."""
+    expected = manifest.facts.get("pca_sha256")
+    if expected is None:
+        return
+    try:
+        found = hashlib.sha256((folder / COMPONENTS_NAME).read_bytes()).hexdigest()
+    except OSError as error:
+        report.blame(f"{prefix}{COMPONENTS_NAME}", f"cannot be read: {error.strerror}")
+        return
+    if found != expected:
+        report.blame(f"{prefix}{COMPONENTS_NAME}", "its sha256 differs from the manifest's")
 
 
 def _audit_derived_shard(

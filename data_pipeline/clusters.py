@@ -41,8 +41,8 @@ def assign_clusters(table: pa.Table, config: SplitConfig, scratch: Path) -> Clus
             sequence), `sequence`, or both; `sequence` is needed, and read, unless clusters come from a file.
         scratch: folder for MMseqs2's working files.
 
-    The clusters do not depend on the order of rows, only their numbers do. About 100 bytes a chain are needed with a
-    membership file; k-mers take about 30 bytes a residue more.
+    The clusters do not depend on the order of rows, only their numbers do. About 400 bytes a chain are needed with a
+    membership file; k-mers take about 60 bytes a residue.
 
     Raises:
         UserError: see `read_membership` and `mmseqs.linked_pairs`.

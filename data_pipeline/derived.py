@@ -29,6 +29,8 @@ DERIVED_COLUMNS = ("offset", "length", "arrays_offset", "arrays_length")
 EMBEDDING, EMBEDDING_INT8, EMBEDDING_SCALE = "embedding", "embedding_int8", "embedding_scale"
 """Arrays of an embedding's forms; a sample has the first, or the other two."""
 INT8_LARGEST = 127
+COMPONENTS_NAME = "pca.safetensors"
+"""Beside the shards of a column of principal components: `mean` [W] and `components` [k, W]."""
 DERIVE_REMEDY = "make it with `python -m pretrain derive teacher|reference CONFIG {folder}`"
 
 

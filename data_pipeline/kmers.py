@@ -129,8 +129,8 @@ def similar_pairs(
 
 def _seeds(codes: np.ndarray, pattern: str) -> tuple[np.ndarray, np.ndarray]:
     """uint32 seeds made of standard residues only, and the int64 position at which each begins."""
-    windows = len(codes) - len(pattern) + 1
-    seeds, whole = np.zeros(max(windows, 0), dtype=np.uint32), np.ones(max(windows, 0), dtype=bool)
+    windows = max(len(codes) - len(pattern) + 1, 0)
+    seeds, whole = np.zeros(windows, dtype=np.uint32), np.ones(windows, dtype=bool)
     for offset in (i for i, sampled in enumerate(pattern) if sampled == "1"):
         letters = codes[offset : offset + windows]
         seeds = seeds * np.uint32(_UNKNOWN) + letters

@@ -91,7 +91,7 @@ def read_membership(keys: pa.ChunkedArray, entries: pa.ChunkedArray, config: Spl
         )
     if len(missing) and config.membership_missing == "one_cluster":
         labels = merge_clusters(labels, missing, np.full(len(missing), missing[0]))
-    pairs = np.unique(np.stack([chain, cluster]), axis=1)
+    pairs = np.unique(chain * len(representative) + cluster)
     facts = {
         "membership": str(path),
         "membership_sha256": _sha256(path),
@@ -99,7 +99,7 @@ def read_membership(keys: pa.ChunkedArray, entries: pa.ChunkedArray, config: Spl
         "chains_named": int(named.sum()),
         "chains_missing": len(missing),
         "membership_missing": config.membership_missing,
-        "chains_in_several_clusters": int((np.bincount(pairs[0], minlength=1) > 1).sum()),
+        "chains_in_several_clusters": int((np.bincount(pairs // max(len(representative), 1), minlength=1) > 1).sum()),
     }
     return Membership(labels, facts)
 

@@ -232,7 +232,12 @@ class RemotePath:
         return True
 
     def is_file(self) -> bool:
-        return self._try(lambda: self._filesystem.exists(self._key))
+        """Whether its first byte can be read; asking whether it exists would hide that nobody answers."""
+        try:
+            self._try(lambda: self._filesystem.cat_file(self._key, 0, 1))
+        except FileNotFoundError:
+            return False
+        return True
 
     def read_bytes(self) -> bytes:
         """The whole content.
@@ -277,7 +282,9 @@ class RemotePath:
     def _download(self, file: IO[bytes], size: int, sha256: str) -> None:
         file.seek(0)
         done = hashlib.sha256()
-        with self._filesystem.open(self._key, "rb") as source:
+        # One stream: not every web server gives parts of a file.
+        web = {"block_size": 0} if self.url.startswith(("http://", "https://")) else {}
+        with self._filesystem.open(self._key, "rb", **web) as source:
             while (chunk := source.read(CHUNK_BYTES)) and file.tell() <= size:
                 file.write(chunk)
                 done.update(chunk)

@@ -18,6 +18,8 @@ from data_pipeline.shard_cache import RemotePath
 
 MAX_OPEN_SHARDS = 8192
 """Maps that a process holds at a time; Linux allows 65,530 by default, of all kinds."""
+OPEN_SHARE = 16
+"""A process keeps at most this part of the cache open, because what is open cannot make room for what comes next."""
 
 
 class _OpenShards:
@@ -33,10 +35,22 @@ class _OpenShards:
             self._files[id(file)] = file
             while len(self._files) > MAX_OPEN_SHARDS:
                 self.release_oldest()
+            if isinstance(file.path, RemotePath):
+                self._release_remote(file, file.path.cache.max_bytes // OPEN_SHARE)
 
     def remove(self, file: "ShardFile") -> None:
         with self._lock:
             self._files.pop(id(file), None)
+
+    def _release_remote(self, newest: "ShardFile", limit: int) -> None:
+        """Let go of the oldest remote shards, down to `limit` bytes but never of the newest."""
+        remote = [file for file in self._files.values() if isinstance(file.path, RemotePath)]
+        total = sum(file.facts.bytes for file in remote)
+        for file in remote:
+            if total > limit and file is not newest:
+                self.remove(file)
+                file.release()
+                total -= file.facts.bytes
 
     def release_oldest(self) -> bool:
         """Let go of the shard that was opened first; False when none is open."""

@@ -33,7 +33,7 @@ def assign_splits(table: pa.Table, labels: np.ndarray, config: SplitConfig) -> t
     A cluster stands in one split. With `test_from`, test has the clusters whose every chain was deposited on or after
     that day; of the rest, `validation_from` gives validation likewise. A cluster with one older or undated chain is
     not late, and its late chains train with it. A split without a day is filled by fraction from the clusters that are
-    left. About 40 bytes a chain are needed.
+    left. Some tens of bytes a chain are needed.
     """
     count = int(labels.max(initial=-1)) + 1
     sizes = np.bincount(labels, minlength=count)

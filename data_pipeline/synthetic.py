@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.source import SyntheticConfig
 from configs.errors import UserError
+from configs.source import SyntheticConfig
 from data_pipeline.structure.chain import AMINO_ACIDS
 from data_pipeline.structure.geometry import virtual_cb
 from data_pipeline.synthetic_backbone import build_atoms

@@ -67,6 +67,7 @@ def derive_teacher_column(
     \b
     Example:
       python -m pretrain derive teacher configs/pretrain/demo_align.yaml demo/shards
+      python -m pretrain derive teacher CONFIG SHARDS derive.num_workers=8 derive.form=int8
     """
     resolved = load_config(TrainConfig, config, overrides or ())
     from pretrain.derive import derive_teacher

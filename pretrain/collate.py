@@ -10,7 +10,7 @@ import torch
 from data_pipeline.schema import Sample, threedi_codes
 from data_pipeline.structure.chain import AMINO_ACIDS
 from pretrain.batch import Batch, Packed
-from pretrain.sampler import KEYED_BITS, Crop, keyed_bits
+from pretrain.sampler import Crop, keyed_bits
 
 
 class Tokens(Protocol):
@@ -107,29 +107,25 @@ def _lowest(noise: np.ndarray, lengths: np.ndarray, eligible: np.ndarray, fracti
     """Sorted int64 indices of the residues of lowest noise: in each chain `fraction` of the eligible, at least one.
 
     Args:
-        noise: uint64 [N] below 2^KEYED_BITS; used up.
+        noise: uint64 [N].
         lengths: int64 [P], residues of each chain.
     """
     ends = lengths.cumsum()
     starts = ends - lengths
-    num_eligible = lengths if eligible.all() else np.add.reduceat(eligible, starts, dtype=np.int64)
-    wanted = np.minimum(num_eligible, np.maximum(1, np.rint(fraction * num_eligible).astype(np.int64)))
-    # Sorting values is many times faster than sorting indices, so the chain goes into the bits above the noise, as many
-    # chains at a time as these bits can number. What is not eligible comes after all that is.
-    chain = (np.arange(len(lengths)) % _CHAINS_AT_ONCE).astype(np.uint64) << np.uint64(KEYED_BITS)
-    keys = noise if num_eligible is lengths else np.where(eligible, noise, _AFTER_ALL)
-    keys |= chain.repeat(lengths)
-    limits = np.empty(len(lengths), dtype=np.uint64)
-    for first in range(0, len(lengths), _CHAINS_AT_ONCE):
-        part = slice(first, first + _CHAINS_AT_ONCE)
-        ordered = np.sort(keys[starts[first] : ends[part][-1]])
-        limits[part] = ordered[starts[part] - starts[first] + np.maximum(wanted[part], 1) - 1]
-    lowest = keys <= limits.repeat(lengths)
-    return np.flatnonzero(lowest if num_eligible is lengths else lowest & eligible)
+    all_eligible = bool(eligible.all())
+    num_eligible = lengths if all_eligible else np.add.reduceat(eligible, starts, dtype=np.int64)
+    ordered = noise.copy() if all_eligible else np.where(eligible, noise, _AFTER_ALL)
+    limits = []
+    for start, end, number in zip(starts.tolist(), ends.tolist(), num_eligible.tolist(), strict=True):
+        part = ordered[start:end]
+        # Sorting values is many times faster than sorting indices.
+        part.sort()
+        limits.append(part.item(min(number, max(1, round(fraction * number))) - 1) if number else 0)
+    lowest = noise <= np.array(limits, dtype=np.uint64).repeat(lengths)
+    return np.flatnonzero(lowest if all_eligible else lowest & eligible)
 
 
-_CHAINS_AT_ONCE = 1 << (64 - KEYED_BITS)
-_AFTER_ALL = np.uint64((1 << KEYED_BITS) - 1)
+_AFTER_ALL = np.uint64(np.iinfo(np.uint64).max)
 _STANDARD = np.zeros(256, dtype=bool)
 _STANDARD[np.frombuffer(AMINO_ACIDS.encode(), dtype=np.uint8)] = True
 """Bytes that are letters of standard residues."""

@@ -15,10 +15,10 @@ import numpy as np
 
 from configs.errors import UserError
 from configs.train import EngineConfig, TrainConfig
-from data_pipeline.derived import DERIVED_FOLDER, DerivedManifest, write_derived_manifest
+from data_pipeline.derived import COMPONENTS_NAME, DERIVED_FOLDER, DerivedManifest, write_derived_manifest
 from data_pipeline.manifest import MANIFEST_NAME, read_sealed
 from data_pipeline.reader import ShardReader
-from pretrain.derive_forms import PCA_NAME, Errors, Moments, Projection, projection_sha256
+from pretrain.derive_forms import Errors, Moments, Projection, projection_sha256
 from pretrain.derive_pool import Pool, PoolSize
 from pretrain.derive_progress import shown
 from pretrain.derive_shard import (
@@ -30,7 +30,7 @@ from pretrain.derive_shard import (
     ShardWorker,
     open_worker,
 )
-from pretrain.ray_workers import _cluster
+from pretrain.ray_workers import ray_cluster
 from pretrain.teachers.load import load_teacher
 from pretrain.teachers.protocol import Teacher
 
@@ -108,9 +108,7 @@ class _Column:
         """Bring every shard about, then declare the column finished; results in the order of the base shards."""
         known = self._known()
         if known is None:
-            # From here on it no longer counts as finished, whatever it was.
-            (self.folder / MANIFEST_NAME).unlink(missing_ok=True)
-        (self.folder / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+            self._begin()
         if self.settings.derive.form == "pca":
             self._fit(run)
         there = {shard.name: shard for shards in known.splits.values() for shard in shards} if known else {}
@@ -121,16 +119,27 @@ class _Column:
         ]
         results = list(shown(run(tasks), self.residues, f"{self.facts['teacher']} embeddings"))
         results.sort(key=lambda result: (self.reader.splits.index(result.split), result.number))
-        if known is None or any(result.made for result in results):
+        if known is None or any(there[result.facts.name] != result.facts for result in results):
             self._finish(results, known)
         _remove(self.folder / WORK_FOLDER)
         return results
+
+    def _begin(self) -> None:
+        """From here on the column does not count as finished, whatever it was."""
+        try:
+            (self.folder / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+            (self.folder / MANIFEST_NAME).unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"derived column {self.folder}: cannot be written ({error.strerror}); derive beside shards that lie in"
+                " a folder you may write to"
+            ) from None
 
     def _known(self) -> DerivedManifest | None:
         """The manifest of a finished column of the same settings and base."""
         try:
             manifest, _ = read_sealed(self.folder / MANIFEST_NAME, DerivedManifest, "it is written again")
-        except FileNotFoundError:
+        except OSError:
             return None
         except UserError as error:
             log.info("%s", error)
@@ -179,7 +188,7 @@ class _Column:
             facts["error"] = Errors.total(result.errors for result in results if result.errors).figures()
         splits = {split: [result.facts for result in results if result.split == split] for split in self.reader.splits}
         named = {name for shards in splits.values() for shard in shards for name in (shard.name, shard.index)}
-        named |= {MANIFEST_NAME, PCA_NAME} if "pca_sha256" in facts else {MANIFEST_NAME}
+        named |= {MANIFEST_NAME, COMPONENTS_NAME} if "pca_sha256" in facts else {MANIFEST_NAME}
         for path in self.folder.iterdir():
             if path.is_file() and path.name not in named:
                 path.unlink()
@@ -221,7 +230,7 @@ def _runner(config: TrainConfig, column: _Column) -> Iterator[Run]:
             worker.close()
         return
     workers = min(wanted, column.num_shards) if wanted else 1
-    with _cluster(EngineConfig(num_workers=workers, address=config.engine.address)):
+    with ray_cluster(EngineConfig(num_workers=workers, address=config.engine.address)):
         size = _pool_size(wanted, column.num_shards)
         log.info("%d Ray actors, %s each", size.actors, f"{size.gpus_each} GPU" if size.gpus_each else "1 CPU")
         with Pool(open_worker, column.settings, size, lambda task: f"derive teacher: shard {task.name}") as pool:

@@ -14,10 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from configs.errors import UserError
 from configs.train import DeriveConfig
-from data_pipeline.derived import decode_embedding, encode_embedding
+from data_pipeline.derived import COMPONENTS_NAME, decode_embedding, encode_embedding
 from data_pipeline.manifest import write_atomically
 
-PCA_NAME = "pca.safetensors"
 _MADE_FOR = "made_for"
 
 
@@ -84,7 +83,7 @@ class Projection:
     def write(self, folder: Path, made_for: str, scratch: Path) -> None:
         """Write the column's file of components, which says for which settings it was made."""
         arrays = {"components": self.components, "mean": self.mean}
-        write_atomically(folder / PCA_NAME, safetensors.numpy.save(arrays, {_MADE_FOR: made_for}), scratch)
+        write_atomically(folder / COMPONENTS_NAME, safetensors.numpy.save(arrays, {_MADE_FOR: made_for}), scratch)
 
 
 def read_projection(folder: Path) -> Projection:
@@ -94,15 +93,15 @@ def read_projection(folder: Path) -> Projection:
         UserError: there are none, or they are damaged.
     """
     try:
-        arrays = safetensors.numpy.load((folder / PCA_NAME).read_bytes())
+        arrays = safetensors.numpy.load((folder / COMPONENTS_NAME).read_bytes())
         return Projection(arrays["mean"], arrays["components"])
     except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"{folder / PCA_NAME}: cannot be read ({error}); derive the column again") from None
+        raise UserError(f"{folder / COMPONENTS_NAME}: cannot be read ({error}); derive the column again") from None
 
 
 def projection_sha256(folder: Path, made_for: str) -> str | None:
     """sha256 of the file of components, None where it is absent, damaged or of other settings."""
-    path = folder / PCA_NAME
+    path = folder / COMPONENTS_NAME
     try:
         with safe_open(path, framework="numpy") as file:
             fits = (file.metadata() or {}).get(_MADE_FOR) == made_for

@@ -128,6 +128,9 @@ class ShardWorker:
         fits = mark is not None and ours == (mark.identity, mark.base_sha256, mark.pca_sha256)
         if mark is not None and fits and is_whole(self._settings.column, mark.facts):
             return ShardResult(task.split, task.number, mark.facts, Errors(**mark.errors), made=False)
+        if task.known is not None:
+            # Of a finished column, which has no such folder; otherwise derive made it, and only derive may.
+            self._work.mkdir(exist_ok=True)
         facts, errors = self._write(base)
         write_sealed(
             path,
@@ -181,7 +184,7 @@ class ShardWorker:
                     f"teacher.weights {self._settings.teacher.weights}: not the same here as where derive was started;"
                     " name weights that all machines share"
                 )
-            if torch.cuda.is_available() and hasattr(teacher, "to"):
+            if torch.cuda.is_available():
                 teacher = teacher.to("cuda")
             self._teacher = teacher
         return self._teacher

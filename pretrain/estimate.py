@@ -169,7 +169,7 @@ def matrix_flops(config: TrainConfig) -> float:
 def _teacher_width(config: TrainConfig) -> int:
     """Of the derived column where it exists, else as the config's teacher would give it."""
     try:
-        with ShardReader(config.data.shards, verify=False) as reader:
+        with ShardReader(config.data.shards, False, config.data.cache) as reader:
             if config.teacher.column is not None:
                 width = DerivedReader(reader, config.teacher.column, verify=False).facts.get("width")
                 return int(width) if width else _configured_width(config)
@@ -179,12 +179,12 @@ def _teacher_width(config: TrainConfig) -> int:
 
 
 def _configured_width(config: TrainConfig) -> int:
-    return 64 if config.teacher.kind == "mpnn" else config.teacher.gearnet.width * config.teacher.gearnet.layers
+    return 64 if config.teacher.kind == "mpnn" else config.teacher.gearnet.width
 
 
 def _pools_per_epoch(config: TrainConfig) -> int | None:
     try:
-        with ShardReader(config.data.shards, verify=False) as reader:
+        with ShardReader(config.data.shards, False, config.data.cache) as reader:
             return len(epoch_planner(reader, config.data, config.seed)(0))
     except UserError:
         return None

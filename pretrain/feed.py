@@ -83,18 +83,22 @@ def pool_stream(
     position: Position,
     rank: int,
     world_size: int,
+    shards: tuple[ShardReader, str] | None = None,
 ) -> Iterator[Fed]:
     """This rank's shares of the pools from `position` on, epoch after epoch without end.
 
     Args:
-        plan_of: the pools of an epoch; where it is an `EpochPlanner`, the shards of later pools are fetched ahead.
+        plan_of: the pools of an epoch.
         make: one rank's crops and the epoch -> batch.
+        shards: reader and split whose remote shards are fetched ahead; an `EpochPlanner` brings its own.
     """
+    if shards is None and isinstance(plan_of, EpochPlanner):
+        shards = plan_of.reader, plan_of.config.split
     while True:
         plan = plan_of(position.epoch)
         ahead = None
-        if isinstance(plan_of, EpochPlanner) and plan_of.reader.shards_ahead:
-            ahead = FetchAhead(plan_of.reader, plan_of.config.split, plan, position.pool, rank, world_size)
+        if shards is not None and shards[0].shards_ahead:
+            ahead = FetchAhead(*shards, plan, position.pool, rank, world_size)
         for number in range(position.pool, len(plan)):
             if ahead is not None:
                 ahead.before(number)

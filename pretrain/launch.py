@@ -9,9 +9,8 @@ from typing import Any
 
 from configs.errors import UserError
 from configs.train import TrainConfig
-from data_pipeline.reader import ShardReader
 from pretrain.engine import prepare_process
-from pretrain.feed import chosen_chains
+from pretrain.feed import chosen_chains, open_shards
 from pretrain.progress import ProgressDisplay
 from pretrain.run_folder import claim, is_finished, read_status, run_path, write_status
 from pretrain.tracking import Tracker
@@ -55,7 +54,7 @@ def check(config: TrainConfig) -> str:
     Raises:
         UserError: the first thing that is missing or does not fit.
     """
-    with ShardReader(config.data.shards, verify=config.data.verify) as reader:
+    with open_shards(config.data) as reader:
         chosen_chains(reader, config.data)
         if config.stage != "teacher":
             from pretrain.stages.align import check_inputs

@@ -31,14 +31,13 @@ def fit_on_ray(config: TrainConfig) -> dict[str, Any]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from pretrain.worker import train_on_ray
 
-    with _cluster(config.engine):
+    with ray_cluster(config.engine):
         engine = config.engine
         trainer = TorchTrainer(
             train_on_ray,
@@ -60,8 +59,6 @@ def fit_on_ray(config: TrainConfig) -> dict[str, Any]:
                 return trainer.fit().return_value
             except TrainingFailedError as error:
                 raise _explained(error) from None
-            finally:
-                assert ray.is_initialized()
 
 
 def _explained(error: Exception) -> Exception:
@@ -78,7 +75,7 @@ def _explained(error: Exception) -> Exception:
 
 
 @contextmanager
-def _cluster(engine: EngineConfig) -> Iterator[None]:
+def ray_cluster(engine: EngineConfig) -> Iterator[None]:
     """A connection to the configured cluster, or one of this machine that ends with the run."""
     import ray
 

@@ -18,8 +18,8 @@ STATUS = "status.json"
 STOP = "stop.request"
 LOG = "log.txt"
 LOCK = ".lock"
-MAY_CHANGE = ("engine", "checkpoint", "tracking", "runs")
-"""Parts of the config that a continued run may change; optimizer.steps may also grow."""
+MAY_CHANGE = ("engine.", "checkpoint.", "tracking.", "runs", "derive.", "data.cache.")
+"""Beginnings of the keys that a continued run may change; optimizer.steps may also grow."""
 log = logging.getLogger("pretrain.run")
 
 
@@ -135,7 +135,7 @@ def refuse_other_config(path: Path, before: TrainConfig, now: TrainConfig) -> No
     old, new = flatten(before.model_dump(mode="json")), flatten(now.model_dump(mode="json"))
     for key in sorted(old.keys() | new.keys()):
         grows = key == "optimizer.steps" and new[key] >= old[key]
-        if old.get(key) == new.get(key) or key.split(".")[0] in MAY_CHANGE or grows:
+        if old.get(key) == new.get(key) or key.startswith(MAY_CHANGE) or grows:
             continue
         raise UserError(
             f"run {path}: was begun with {key}={old.get(key)}, now {key}={new.get(key)};"

@@ -80,7 +80,7 @@ def residue_graphs(ca: np.ndarray, requests: Sequence[GraphRequest]) -> list[Com
         points = points[:, residues]
     radius = max((request.radius or 0.0 for request in requests if request.kind == "radius"), default=0.0)
     number = max((_number_nearest(request) for request in requests if request.kind == "knn"), default=0)
-    blocks = DistanceBlocks(points, max(radius, _KNN_REACH * number ** (1 / 3)))
+    blocks = DistanceBlocks(points, max(radius, _KNN_REACH * number ** (1 / 3)), is_exact=False)
     pairs = _search(points, residues, blocks, radius, number)
     return [
         _within(pairs, request, len(ca)) if request.kind == "radius" else _ranked(pairs, request, len(ca))
@@ -153,7 +153,7 @@ def _limits(squared: np.ndarray, counts: np.ndarray, number: int) -> np.ndarray:
     width = int(counts.max())
     if number == 0 or width < number:
         return np.full(len(counts), np.inf if number else -np.inf)
-    table = np.full((len(counts), width), np.inf)
+    table = np.full((len(counts), width), np.inf, dtype=squared.dtype)
     table.ravel()[_places(counts, width)] = squared
     table.partition(number - 1, axis=1)
     return table[:, number - 1].copy()

@@ -51,7 +51,7 @@ CENTROIDS = np.array(
     ]
 )
 """Positions of the 20 states in the network's two-dimensional latent space."""
-_REACH = 7.0
+_REACH = 6.5
 """Angstrom: in real chains 99.9 % of the virtual centers have another one within 6.4."""
 _MAX_UNSURE = 16
 """Virtual centers alone within reach up to which comparing them with all is faster than a tree."""
@@ -159,25 +159,25 @@ def _nearest_others(points: np.ndarray) -> np.ndarray:
     """int64 [P]: number of the point nearest to each of P >= 2 points (float64 [3, P]) but itself."""
     blocks = DistanceBlocks(points, _REACH)
     num_points = points.shape[1]
-    nearest, squared = np.empty(num_points, dtype=np.int64), np.empty(num_points)
-    numbers = np.arange(num_points)
+    nearest = np.empty(num_points, dtype=np.int64)
     for start, stop, first, distances in blocks:
         width = distances.shape[1]
         distances.ravel()[start - first :: width + 1][: stop - start] = np.inf
-        column = distances.argmin(axis=1)
-        nearest[start:stop] = column + first
-        squared[start:stop] = distances[numbers[: stop - start], column]
+        distances.argmin(axis=1, out=nearest[start:stop])
+        nearest[start:stop] += first
     if blocks.order is None:
         return nearest
-    # Beyond reach there may be points that no block held.
-    unsure = np.flatnonzero(squared >= _REACH**2 - blocks.error)
+    points = points[:, blocks.order]
+    apart = points - points[:, nearest]
+    # Beyond reach there may be points that no block held; a point alone in its block found itself.
+    alone = nearest == np.arange(num_points)
+    unsure = np.flatnonzero(alone | (dot(apart, apart) >= _REACH**2 - blocks.error))
     if len(unsure) > _MAX_UNSURE:
-        sorted_points = points.T[blocks.order]
-        _, index = cKDTree(sorted_points).query(sorted_points[unsure], k=2)
+        _, index = cKDTree(points.T).query(points.T[unsure], k=2)
         nearest[unsure] = np.where(index[:, 0] == unsure, index[:, 1], index[:, 0])
     elif len(unsure):
         distances = blocks.to_all(unsure)
-        distances[numbers[: len(unsure)], unsure] = np.inf
+        distances[np.arange(len(unsure)), unsure] = np.inf
         nearest[unsure] = distances.argmin(axis=1)
     result = np.empty_like(nearest)
     result[blocks.order] = blocks.order[nearest]

@@ -16,7 +16,7 @@ from data_pipeline.schema import Sample
 from pretrain.batch import Batch
 from pretrain.checkpoints import Checkpoint, open_checkpoint
 from pretrain.collate import Item, collate
-from pretrain.feed import Fed, chosen_chains, epoch_planner, pool_stream
+from pretrain.feed import Fed, chosen_chains, epoch_planner, open_shards, pool_stream
 from pretrain.losses.alignment import alignment_terms
 from pretrain.losses.terms import Terms
 from pretrain.model.alignment import AlignmentModel
@@ -36,7 +36,7 @@ class AlignStage:
         assert config.trunk is not None
         self._config = config
         self._shape = trunk_shape(config.trunk)
-        self._reader = ShardReader(config.data.shards, verify=config.data.verify)
+        self._reader = open_shards(config.data)
         self._plan_of = epoch_planner(self._reader, config.data, config.seed)
         self._teacher_rows = teacher_rows(config, self._reader)
         self._reference = open_reference(config)
@@ -71,7 +71,9 @@ class AlignStage:
             sample = self._reader.sample(split, crop.sample)
             rows = self._teacher_rows(crop.sample, sample) if self._teacher_rows else None
             items.append(Item(crop, sample, int(clusters[crop.sample]), rows))
-        return collate(items, self._shape.alphabet, self._config.data.mask_fraction, self._config.seed, epoch)
+        data = self._config.data
+        alphabet, seed = self._shape.alphabet, self._config.seed
+        return collate(items, alphabet, data.mask_fraction, seed, epoch, data.mask_unreliable)
 
     def _teacher_width(self) -> int | None:
         """Features per residue, from the first chain: what is really there, whatever a config says."""

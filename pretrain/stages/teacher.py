@@ -8,8 +8,7 @@ from torch import nn
 
 from configs.errors import UserError
 from configs.train import TrainConfig
-from data_pipeline.reader import ShardReader
-from pretrain.feed import Fed, chosen_chains, pool_stream
+from pretrain.feed import Fed, chosen_chains, open_shards, pool_stream
 from pretrain.losses.terms import Terms
 from pretrain.sampler import Crop, Plan, Position
 from pretrain.teachers.multiview import MultiviewModel, Views, make_views, multiview_loss
@@ -22,7 +21,7 @@ class TeacherStage:
         if config.teacher.kind != "gearnet":
             raise UserError(f"stage 'teacher' trains a gearnet, not teacher.kind={config.teacher.kind!r}")
         self._config = config
-        self._reader = ShardReader(config.data.shards, verify=config.data.verify)
+        self._reader = open_shards(config.data)
         self._samples, self._residues = chosen_chains(self._reader, config.data)
         if len(self._samples) < 2 * config.engine.num_workers:
             raise UserError(
@@ -35,7 +34,8 @@ class TeacherStage:
         self.pools_per_epoch = len(self._plan(0))
 
     def batches(self, position: Position, rank: int, world_size: int) -> Iterator[Fed]:
-        return pool_stream(self._plan, self._views, position, rank, world_size)
+        shards = self._reader, self._config.data.split
+        return pool_stream(self._plan, self._views, position, rank, world_size, shards)
 
     def to(self, device: torch.device) -> None:
         """Nothing stands beside the wrapped model."""

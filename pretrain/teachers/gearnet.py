@@ -71,19 +71,27 @@ class GearNetTeacher:
 
     def __init__(self, network: GearNet, weights_sha256: str) -> None:
         self._network = network.float().eval().requires_grad_(False)
+        self._device = torch.device("cpu")
         self.width = network.width
         self.weights_sha256 = weights_sha256
 
     def embed(self, sample: Sample) -> np.ndarray:
         return self.embed_many([sample])[0]
 
+    def to(self, device: torch.device | str) -> "GearNetTeacher":
+        """The same teacher, computing on `device`."""
+        self._device = torch.device(device)
+        self._network.to(self._device)
+        return self
+
     def embed_many(self, samples: Sequence[Sample]) -> list[np.ndarray]:
         results = [np.zeros((len(sample), self.width), dtype=np.float32) for sample in samples]
         graphs = [protein_graph(sample) for sample in samples]
-        batch = pack_graphs(graphs)
+        # Moved before inference mode, under which an EdgeIndex would become a plain tensor.
+        batch = pack_graphs(graphs).to(self._device)
         if len(batch.types):
             with torch.inference_mode():
-                hidden = self._network(batch)[-1].numpy()
+                hidden = self._network(batch)[-1].cpu().numpy()
             parts = np.split(hidden, np.cumsum(batch.sizes)[:-1])
             for result, graph, part in zip(results, graphs, parts, strict=True):
                 result[graph.residues] = part

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from data_pipeline.schema import Sample
 
@@ -17,6 +18,10 @@ class Teacher(Protocol):
     """Features per residue."""
     weights_sha256: str
     """Names the weights the embeddings come from."""
+
+    def to(self, device: torch.device | str) -> "Teacher":
+        """The same teacher, computing on `device`."""
+        ...
 
     def embed(self, sample: Sample) -> np.ndarray:
         """float32 [N, width]; rows of residues without a backbone are 0."""

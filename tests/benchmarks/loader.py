@@ -44,6 +44,8 @@ PACK_TOKENS = 2048
 CROP_RESIDUES = 510
 MASK_FRACTION = 0.15
 GRAPH = "radius10"
+COLLATED_PACKS = 4
+"""Packs of one batch: 8,192 tokens, as one forward pass of a large model takes them."""
 COLLATE_REPEATS = 10
 """Ours runs so often in a round, so that a round takes as long as to be steady."""
 
@@ -178,8 +180,10 @@ def reading(folder: Path, samples: list[Sample]) -> dict[str, float]:
     }
 
 
-def make_plan(samples: list[Sample], max_residues: int) -> Plan:
-    config = DataConfig(shards="unused", max_residues=max_residues, pack_tokens=PACK_TOKENS)
+def make_plan(samples: list[Sample], max_residues: int, packs_per_pool: int = 1) -> Plan:
+    config = DataConfig(
+        shards="unused", max_residues=max_residues, pack_tokens=PACK_TOKENS, packs_per_pool=packs_per_pool
+    )
     return plan_epoch(np.array([len(sample) for sample in samples]), seed=0, epoch=0, config=config)
 
 
@@ -198,7 +202,7 @@ def collation(folder: Path, samples: list[Sample]) -> dict[str, float]:
     collator = DataCollatorForLanguageModeling(
         tokenizer, mlm_probability=MASK_FRACTION, mask_replace_prob=1.0, random_replace_prob=0.0
     )
-    plan = make_plan(samples, CROP_RESIDUES)
+    plan = make_plan(samples, CROP_RESIDUES, COLLATED_PACKS)
     # Both start at the first residue, where transformers' truncation starts.
     pools = [[crop._replace(start=0) for crop in rank_crops(plan[k], 0, 1)] for k in range(len(plan))]
     items = [[Item(crop, samples[crop.sample], crop.sample, None) for crop in pool] for pool in pools]

@@ -7,6 +7,7 @@ import mini3di
 import numpy as np
 import pytest
 
+from data_pipeline.structure import distances
 from data_pipeline.structure.geometry import CA, CB, C, N
 from data_pipeline.structure.threedi import encode_3di_many
 from tests.unit.data_pipeline.structure.models import random_fold
@@ -60,6 +61,14 @@ def test_long_chains_and_residues_far_from_all_others_have_the_states_of_mini3di
     chain[[50, 51, 400], N] = np.nan
     chain[random.random(900) < 0.1, CB] = np.nan
     assert_same([chain, chain[:200]])
+
+
+def test_a_residue_alone_in_the_last_block_has_the_state_of_mini3di() -> None:
+    num_residues = 6 * distances._ROWS + 3  # all but the ends are compared, in full blocks and one of a single residue
+    chain = random_fold(num_residues, seed=4) + np.random.default_rng(4).normal(scale=0.05, size=(num_residues, 5, 3))
+    longest = np.ptp(chain[:, CA], axis=0).argmax()
+    chain[300, :, longest] += 2 * np.ptp(chain[:, CA, longest])
+    assert_same([chain])
 
 
 @pytest.mark.data

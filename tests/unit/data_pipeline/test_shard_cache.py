@@ -7,6 +7,8 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +96,28 @@ def test_remote_shards_read_like_local_ones(manifest: Manifest, tmp_path: Path) 
                 np.testing.assert_array_equal(one.coordinates, other.coordinates)
 
 
-@pytest.mark.parametrize("scheme", ["file://", "memory://"])
-def test_every_kind_of_address_that_fsspec_knows_is_taken(manifest: Manifest, tmp_path: Path, scheme: str) -> None:
-    url = URL if scheme == "memory://" else f"file://{tmp_path / 'local'}"
-    with ShardReader(url, cache=cache_config(tmp_path)) as reader:
-        assert read_all(reader) == sequences()
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Python's own web server, which gives whole files only."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("scheme", ["file", "http"])
+def test_other_kinds_of_address_are_read_alike(tmp_path: Path, scheme: str) -> None:
+    write_small_shards(tmp_path / "local")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(tmp_path / "local")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"file://{tmp_path / 'local'}" if scheme == "file" else f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        with ShardReader(url, cache=cache_config(tmp_path)) as reader:
+            assert read_all(reader) == sequences()
+    finally:
+        server.shutdown()
+        server.server_close()
+    if scheme == "http":
+        with pytest.raises(UserError, match="cannot be read after 2 attempts"):
+            ShardReader(url, cache=cache_config(tmp_path, attempts=2))
 
 
 def test_a_second_reader_downloads_nothing(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,6 +337,17 @@ def test_prefetch_brings_shards_in_order_of_use_before_they_are_read(
         for i in (9, 1, 8, 0):
             assert reader.sample("train", i).sequence == sequences()[i]
         assert counting.opened == 2
+
+
+def test_a_process_keeps_only_a_part_of_the_cache_open(manifest: Manifest, tmp_path: Path) -> None:
+    largest = max(shard.bytes for shard in manifest.splits["train"].shards)
+    with ShardReader(URL, cache=cache_config(tmp_path, gigabytes=16 * 2.1 * largest / 1e9)) as reader:
+        for _ in range(2):
+            assert read_all(reader) == sequences()
+        assert [file.opened is not None for file in reader.files("train")] == [False, True, True]
+    with ShardReader(URL, cache=cache_config(tmp_path, gigabytes=1.0)) as reader:
+        read_all(reader)
+        assert all(file.opened is not None for file in reader.files("train"))
 
 
 def test_prefetch_of_a_local_folder_does_nothing(tmp_path: Path) -> None:

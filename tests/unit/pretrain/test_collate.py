@@ -165,15 +165,6 @@ def test_batches_are_those_of_the_first_version_bit_by_bit(case: tuple[str, int,
     assert digest(batch_of(items, family, seed, epoch)) == FROZEN[case]
 
 
-def test_more_chains_than_sort_keys_can_number_are_masked_like_each_chain_alone() -> None:
-    sample = make_chain(1)
-    # 2,048 chains fit into the bits above the noise.
-    items = [Item(Crop(number, 0, 8), sample, 0, None) for number in range(5000)]
-    together = masked_by_chain(batch_of(items))
-    for number in (0, 2047, 2048, 2049, 4095, 4096, 4999):
-        assert masked_by_chain(batch_of([items[number]])) == {number: together[number]}
-
-
 def with_reliability(items: list[Item], reliable: bool) -> list[Item]:
     """Every third residue is marked as unreliable, or all as reliable."""
     marks = [np.full(len(i.sample), True) if reliable else np.arange(len(i.sample)) % 3 > 0 for i in items]

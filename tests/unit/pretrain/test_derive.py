@@ -306,10 +306,14 @@ def test_training_reads_every_form_and_takes_the_width_that_is_stored(tmp_path: 
         assert (batch.teacher.any(dim=1) == batch.structure_valid).all()
 
 
-def test_more_components_than_features_or_none_are_user_errors(tmp_path: Path, shards: Path) -> None:
+def test_settings_and_folders_that_cannot_serve_are_user_errors(tmp_path: Path, shards: Path) -> None:
     weights = write_teacher(tmp_path / "runs", shards)
     with pytest.raises(UserError, match=r"derive\.pca_width 9: the teacher has 8 features; allowed: 1 to 8"):
         derive_teacher(derive_config(shards, weights, derive={"form": "pca", "pca_width": 9}), shards)
+    (shards / "derived").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="cannot be written"):
+        derive_teacher(derive_config(shards, weights), shards)
+    (shards / "derived").unlink()
     with pytest.raises(ValueError, match=r"'pca' needs derive\.pca_width"):
         DeriveConfig(form="pca")
     with pytest.raises(ValueError, match=r"has no use for derive\.pca_width"):

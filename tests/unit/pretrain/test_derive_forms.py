@@ -7,8 +7,8 @@ import pytest
 
 from configs.errors import UserError
 from configs.train import DeriveConfig
+from data_pipeline.derived import COMPONENTS_NAME
 from pretrain.derive_forms import (
-    PCA_NAME,
     Errors,
     Form,
     Moments,
@@ -63,7 +63,7 @@ def test_components_come_back_from_their_file_for_the_settings_they_were_made_fo
     np.testing.assert_array_equal(back.mean, projection.mean)
     assert projection_sha256(tmp_path, "these settings") is not None
     assert projection_sha256(tmp_path, "other settings") is None
-    path = tmp_path / PCA_NAME
+    path = tmp_path / COMPONENTS_NAME
     path.write_bytes(path.read_bytes()[:50])
     assert projection_sha256(tmp_path, "these settings") is None
     with pytest.raises(UserError, match="derive the column again"):

@@ -123,14 +123,3 @@ def test_the_size_of_a_block_is_a_matter_of_speed(
     expected = teacher.embed(chain)
     monkeypatch.setitem(mpnn.EDGES_AT_ONCE, "cpu", edges)
     np.testing.assert_allclose(teacher.embed(chain), expected, atol=1e-5)
-
-
-@pytest.mark.gpu
-def test_a_gpu_gives_the_embeddings_of_the_cpu(teacher: MpnnTeacher) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    chains = [make_chain(n, n, (2,)) for n in (90, 30, 200)]
-    expected = teacher.embed_many(chains)
-    for got, wanted in zip(teacher.to("cuda").embed_many(chains), expected, strict=True):
-        # Matrix products in float32 without TensorFloat32.
-        np.testing.assert_allclose(got, wanted, atol=1e-4)

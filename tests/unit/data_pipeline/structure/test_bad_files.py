@@ -24,7 +24,8 @@ LENGTH = 40
 SEQUENCE = "ACDEFGHIKLMNPQRSTVWY" * 2
 ZSTANDARD = b"\x28\xb5\x2f\xfd" + bytes(range(64))
 ERROR_PAGE = b"<!DOCTYPE html>\n<html><head><title>503</title></head><body>try again later</body></html>\n"
-OF_THE_BUILD = {"unreadable", "not_found", "crashed", "timed_out", "duplicate_sequence", "duplicate_key", "leakage"}
+OF_THE_BUILD = {"unreadable", "not_found", "superseded", "crashed", "timed_out"}
+OF_THE_BUILD |= {"duplicate_sequence", "duplicate_key", "leakage"}
 """Reasons that no file's content gives: sources, isolation and the build have tests of their own for them."""
 
 
