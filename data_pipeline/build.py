@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -25,9 +26,12 @@ from data_pipeline.placement import ShardTask, place_chains, plan_shards
 from data_pipeline.shard_task import finished_shard, write_planned_shard
 from data_pipeline.spool import BatchTask, MappedTable, ParsedBatch, Reject, cut_batches, read_columns
 
+R = TypeVar("R")
+
 log = logging.getLogger("data_pipeline")
 
 COLUMNS_NAME = "columns.arrow"
+UNTIL_FIRST = ": until the first result"
 WORKER_STAGES = ("read", "parse", "threedi", "graphs", "facts", "write")
 
 
@@ -80,7 +84,7 @@ def _build_anew(
         with _timed(stages, "start Ray"):
             workers = stack.enter_context(ray_session(config.num_workers))
         with _timed(stages, "parse"):
-            resumed = _parse(tasks, workers)
+            resumed = _parse(tasks, workers, stages)
         with _timed(stages, "cluster and split"):
             table, rejects, worker_seconds = gather(tasks, scratch)
             if not table.num_rows:
@@ -91,7 +95,7 @@ def _build_anew(
             raise _nothing_usable(inputs, rejects)
         shard_tasks = plan_shards(placement, config.shards.samples_per_shard, output, scratch, parsed)
         with _timed(stages, "write shards"):
-            shards = _write(shard_tasks, output, workers)
+            shards = _write(shard_tasks, output, workers, stages)
     manifest = conclude(config, inputs, identity, placement, shards, rejects, scratch)
     remove_folder(output / WORK_NAME)
     for name in WORKER_STAGES:
@@ -99,7 +103,7 @@ def _build_anew(
     return manifest, resumed
 
 
-def _parse(tasks: Sequence[BatchTask], workers: int) -> int:
+def _parse(tasks: Sequence[BatchTask], workers: int, stages: dict[str, float]) -> int:
     """Parse the batches that are not there yet; returns how many were.
 
     A batch of which an entry could not be read is parsed again: a network or a disk may be back.
@@ -108,7 +112,7 @@ def _parse(tasks: Sequence[BatchTask], workers: int) -> int:
     resumed = len(tasks) - len(missing)
     if resumed:
         log.info("%d of %d batches were parsed before the interruption", resumed, len(tasks))
-    counts = run_tasks(count_parsed, missing, workers)
+    counts = _first_timed(run_tasks(count_parsed, missing, workers), stages, "parse")
     for _ in with_progress(counts, len(missing), "parsing", lambda count: count, "chains"):
         pass
     return resumed
@@ -133,7 +137,7 @@ def gather(tasks: Sequence[BatchTask], scratch: Path) -> tuple[pa.Table, list[Re
     return columns.finish(), rejects, seconds
 
 
-def _write(tasks: Sequence[ShardTask], output: Path, workers: int) -> dict[str, ShardFacts]:
+def _write(tasks: Sequence[ShardTask], output: Path, workers: int, stages: dict[str, float]) -> dict[str, ShardFacts]:
     """Write the shards that are not there yet; drop those of an earlier build."""
     done = {task.name: finished_shard(task) for task in tasks}
     shards = {name: facts for name, facts in done.items() if facts is not None}
@@ -143,7 +147,7 @@ def _write(tasks: Sequence[ShardTask], output: Path, workers: int) -> dict[str, 
             if path.name not in keep:
                 path.unlink()
     missing = [task for task in tasks if task.name not in shards]
-    results = run_tasks(write_planned_shard, missing, workers)
+    results = _first_timed(run_tasks(write_planned_shard, missing, workers), stages, "write shards")
     for facts in with_progress(results, len(missing), "writing shards", lambda facts: facts.samples, "chains"):
         shards[facts.name] = facts
     return shards
@@ -183,6 +187,15 @@ def _nothing_usable(inputs: Inputs, rejects: Sequence[Reject]) -> UserError:
         f"build: no usable chain in {len(inputs.entries)} entries of {inputs.place} ({counts}){example}; "
         "check source.path or loosen filters.*"
     )
+
+
+def _first_timed(results: Iterator[R], stages: dict[str, float], name: str) -> Iterator[R]:
+    """Pass results through and note the seconds until the first one: the start of Ray's workers, and one task."""
+    start = time.monotonic()
+    for number, result in enumerate(results):
+        if number == 0:
+            stages[f"{name}{UNTIL_FIRST}"] = time.monotonic() - start
+        yield result
 
 
 @contextmanager

@@ -22,8 +22,10 @@ from data_pipeline.spool import BatchTask, ParsedBatch, cut_batches
 SAMPLED_ENTRIES = 96
 """Entries that a dry run parses, evenly spread over the source."""
 ENTRIES_PER_BATCH = 16
-RAY_EFFICIENCY = 0.9
+RAY_EFFICIENCY = 0.95
 """Throughput of the workers under Ray over that of the bare functions (`python -m tests.benchmarks.build`)."""
+START_SECONDS = 12.0
+"""Ray, and its workers twice: for parsing and for writing."""
 RAY_BYTES = 1.0e9
 """Resident memory of Ray's own processes on one machine."""
 
@@ -151,7 +153,7 @@ def predict(costs: UnitCosts, entries: int, workers: int) -> Prediction:
         workers=workers,
         chains=entries * costs.chains_per_entry,
         residues=residues,
-        hours=core_seconds / workers / RAY_EFFICIENCY / 3600,
+        hours=(START_SECONDS + core_seconds / workers / RAY_EFFICIENCY) / 3600,
         core_hours=core_seconds / 3600,
         shard_bytes=shard_bytes,
         peak_disk_bytes=2 * shard_bytes,

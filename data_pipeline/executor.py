@@ -4,11 +4,11 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -25,6 +25,8 @@ OBJECT_STORE_BYTES = 256 * 1024**2
 """Tasks and results are small; Ray's default of 30 % of the memory would be taken from the page cache."""
 MAX_BLOCKS = 20_000
 """Most Ray Data blocks of one pass: beyond it a block holds several tasks, which bounds the scheduler's own memory."""
+TASKS_AT_HAND = 3
+"""Tasks that a worker holds, the running one included."""
 SECONDS_BETWEEN_LINES = 10.0
 KNOCK_SECONDS = 5.0
 
@@ -43,9 +45,12 @@ def ray_session(num_workers: int | None) -> Iterator[int]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray would otherwise hide the accelerators from tasks that ask for none, with a warning for each worker.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray Data's workers set off an error line of Ray's core about arguments that are never lost.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ours = not ray.is_initialized()
     if ours:
-        _connect(num_workers)
+        with _held_back_stderr():
+            _connect(num_workers)
     _silence_ray_data()
     try:
         cpus = int(ray.cluster_resources().get("CPU", 1))
@@ -53,6 +58,28 @@ def ray_session(num_workers: int | None) -> Iterator[int]:
     finally:
         if ours:
             ray.shutdown()
+
+
+@contextmanager
+def _held_back_stderr() -> Iterator[None]:
+    """Show what is written to standard error only when the body fails: Ray's core tells there of its log level."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as written:
+            os.dup2(written.fileno(), 2)
+            try:
+                yield
+            except BaseException as error:
+                os.dup2(kept, 2)
+                if not isinstance(error, UserError):
+                    written.seek(0)
+                    os.write(2, written.read())
+                raise
+            finally:
+                os.dup2(kept, 2)
+    finally:
+        os.close(kept)
 
 
 def _connect(num_workers: int | None) -> None:
@@ -105,16 +132,19 @@ def _silence_ray_data() -> None:
 def run_tasks(function: Callable[[T], R], tasks: Sequence[T], num_workers: int) -> Iterator[R]:
     """Results of `function` over `tasks` as they finish, in any order, with at most `num_workers` at a time.
 
-    The function must be importable by the workers; tasks and results must be small and picklable.
+    The function must be importable by the workers; tasks and results must be small and picklable. A worker that dies is
+    replaced, and its task begun again.
     """
     if not tasks:
         return
     import ray
 
-    rows = [{"task": _Box(task)} for task in tasks]
+    rows = [{"task": _Box((function, task))} for task in tasks]
     dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS))
-    pool = ray.data.TaskPoolStrategy(size=min(num_workers, len(rows)))
-    results = dataset.map(partial(_apply, function), num_cpus=1, compute=pool)
+    # Workers that hold their next task already: between two of Ray Data's plain tasks a CPU stood idle for 0.2 s.
+    size = min(num_workers, len(rows))
+    pool = ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=TASKS_AT_HAND)
+    results = dataset.map(_Worker, num_cpus=1, compute=pool)
     for row in results.iter_rows():
         yield row["result"].value
 
@@ -126,8 +156,12 @@ class _Box:
     value: Any
 
 
-def _apply(function: Callable[[Any], Any], row: dict[str, Any]) -> dict[str, Any]:
-    return {"result": _Box(function(row["task"].value))}
+class _Worker:
+    """What Ray Data keeps alive from task to task."""
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        function, task = row["task"].value
+        return {"result": _Box(function(task))}
 
 
 def with_progress(results: Iterator[R], total: int, what: str, size: Callable[[R], int], unit: str) -> Iterator[R]:

@@ -1,7 +1,8 @@
 """Homologous sequences without other programs: shared spaced k-mers, then ungapped alignment along their diagonal.
 
-Where MMseqs2 is not installed, this finds the links between chains that clusters are made of. On 4,565 real chains
-`python -m tests.benchmarks.clusters` compares the two; docs/splits.md has the figures.
+Where MMseqs2 is not installed, this finds the links between chains that clusters are made of. On 4,565 real chains,
+0.998 of the pairs that MMseqs2 links at its highest sensitivity end in one cluster here (precision 0.87, the largest
+of 317 as there), in an eighth of its time: `python -m tests.benchmarks.clusters`, docs/splits.md.
 
 A spaced k-mer (seed) samples letters of a window, so that it survives a substitution between them. Chains that share
 a seed are compared along the diagonal on which they share it, by BLOSUM62; a pair is linked when its best segment is

@@ -50,7 +50,7 @@ def print_dry_run(found: DryRun, console: Console | None = None) -> None:
         "chains kept (before duplicates)": f"{whole.chains:,.0f}",
         "residues": f"{whole.residues:,.0f}",
         f"time with {whole.workers} workers": _duration(whole.hours),
-        "core hours": f"{whole.core_hours:.2f}",
+        "CPU time of the workers": _duration(whole.core_hours),
         "shards": _size(whole.shard_bytes),
         "disk at the peak (shards and spool)": _size(whole.peak_disk_bytes),
         "memory of the driver's lists": _size(whole.driver_bytes),

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 from configs.build import BuildConfig, ShardConfig
 from configs.loading import dump_config
 from configs.source import SourceConfig, SyntheticConfig
+from configs.splits import SplitConfig
 from data_pipeline.audit import audit
 from data_pipeline.build import build
 from data_pipeline.manifest import MANIFEST_NAME
@@ -24,7 +25,7 @@ from data_pipeline.synthetic import write_synthetic
 
 ROOT = Path(__file__).parents[2]
 STRUCTURES = SyntheticConfig(num_folds=3, families_per_fold=3, members_per_family=4, max_residues=120)
-SHORT_KILLS, LONG_KILLS = 3, 20
+SHORT_KILLS, LONG_KILLS = (1, 2, 1), 20
 SHORT_DAMAGES, LONG_DAMAGES = 60, 1200
 WAIT_SECONDS = 120
 
@@ -41,6 +42,7 @@ class Case:
 def configured(structures: Path, output: Path, workers: int) -> BuildConfig:
     return BuildConfig(
         source=SourceConfig(kind="files", path=structures),
+        split=SplitConfig(method="kmers"),
         shards=ShardConfig(samples_per_shard=2),
         structures_per_task=2,
         output=output,
@@ -93,17 +95,17 @@ def moments(output: Path, count: int, seed: int) -> list[Callable[[], bool]]:
     return [moment(number) for number in range(count)]
 
 
-def check_kills(case: Case, output: Path, kills: int, seed: int) -> None:
-    """Kill builds of one folder again and again, starting afresh after each one that was completed."""
+def check_kills(case: Case, output: Path, workers: Sequence[int], seed: int) -> None:
+    """Kill a build of so many workers for each number, and let another number of them complete it."""
     killed = 0
-    for number, reached in enumerate(moments(output, kills, seed)):
-        killed += kill_when(configured(case.structures, output, 1 + number % 2), reached)
-        build(configured(case.structures, output, 2 - number % 2))
+    for count, reached in zip(workers, moments(output, len(workers), seed), strict=True):
+        killed += kill_when(configured(case.structures, output, count), reached)
+        build(configured(case.structures, output, 3 - count))
         assert sha256s(output) == case.sha256
         for path in output.iterdir():
             path.unlink()
     # A build may win the race against its signal now and then, but a test in which all do shows nothing.
-    assert killed >= kills / 2
+    assert killed >= len(workers) / 2
 
 
 def test_a_build_killed_at_three_moments_and_restarted_gives_the_same_bytes(case: Case, tmp_path: Path) -> None:
@@ -111,8 +113,11 @@ def test_a_build_killed_at_three_moments_and_restarted_gives_the_same_bytes(case
 
 
 @pytest.mark.long
-def test_a_build_killed_at_twenty_moments_and_restarted_gives_the_same_bytes(case: Case, tmp_path: Path) -> None:
-    check_kills(case, tmp_path / "out", LONG_KILLS, seed=2)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_build_killed_at_twenty_moments_and_restarted_gives_the_same_bytes(
+    case: Case, tmp_path: Path, workers: int
+) -> None:
+    check_kills(case, tmp_path / "out", [workers] * LONG_KILLS, seed=1 + workers)
 
 
 @pytest.mark.long

@@ -64,6 +64,7 @@ def structures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def configured(structures: Path, output: Path, **changes: Any) -> BuildConfig:
     settings: dict[str, Any] = {
         "source": SourceConfig(kind="files", path=structures),
+        "split": SplitConfig(method="kmers"),
         "shards": ShardConfig(samples_per_shard=4),
         "structures_per_task": 4,
         "output": output,
@@ -141,7 +142,7 @@ def test_a_changed_input_file_is_noticed(tmp_path: Path) -> None:
 
 def test_another_config_replaces_every_shard_of_the_last_one(structures: Path, tmp_path: Path) -> None:
     first = build(configured(structures, tmp_path / "out", shards=ShardConfig(samples_per_shard=2)))
-    second = build(configured(structures, tmp_path / "out", split=SplitConfig(seed=1)))
+    second = build(configured(structures, tmp_path / "out", split=SplitConfig(method="kmers", seed=1)))
     assert first != second
     assert not audit(tmp_path / "out").damage
 
@@ -248,7 +249,8 @@ def test_two_builds_do_not_write_to_one_folder(structures: Path, tmp_path: Path)
 
 def test_synthetic_structures_are_written_beside_the_shards(tmp_path: Path) -> None:
     small = SyntheticConfig(num_folds=1, families_per_fold=3, members_per_family=1, max_residues=70)
-    config = BuildConfig(source=SourceConfig(synthetic=small), output=tmp_path / "shards")
+    split = SplitConfig(method="kmers")
+    config = BuildConfig(source=SourceConfig(synthetic=small), split=split, output=tmp_path / "shards")
     manifest = build(config)
     assert isinstance(manifest, Manifest)
     assert len(list((tmp_path / "shards.structures").glob("*.cif.gz"))) == 3

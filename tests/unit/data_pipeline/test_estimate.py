@@ -5,8 +5,9 @@ import pytest
 from configs.build import BuildConfig, FilterConfig
 from configs.errors import UserError
 from configs.source import SourceConfig, SyntheticConfig
+from configs.splits import SplitConfig
 from data_pipeline.build import run_build
-from data_pipeline.estimate import dry_run, predict, spread
+from data_pipeline.estimate import START_SECONDS, dry_run, predict, spread
 from data_pipeline.inputs import read_inputs
 from data_pipeline.report import print_dry_run
 from data_pipeline.synthetic import write_synthetic
@@ -19,7 +20,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> BuildConfig:
     folder = tmp_path_factory.mktemp("estimate")
     write_synthetic(STRUCTURES, folder / "structures")
     source = SourceConfig(kind="files", path=str(folder / "structures"))
-    return BuildConfig(source=source, output=folder / "shards")
+    return BuildConfig(source=source, split=SplitConfig(method="kmers"), output=folder / "shards")
 
 
 def test_a_dry_run_writes_nothing_and_names_what_the_build_then_makes(config: BuildConfig, ray_cluster: str) -> None:
@@ -40,7 +41,9 @@ def test_a_prediction_is_linear_in_entries_and_shared_by_workers(config: BuildCo
     costs = dry_run(config, workers=1, sampled=6).costs
     one, ten = predict(costs, 1000, 1), predict(costs, 10_000, 10)
     assert ten.core_hours == pytest.approx(10 * one.core_hours)
+    # Ray starts once in either case.
     assert ten.hours == pytest.approx(one.hours)
+    assert one.hours * 3600 > START_SECONDS
     assert ten.shard_bytes == pytest.approx(10 * one.shard_bytes)
     assert ten.driver_bytes == pytest.approx(10 * one.driver_bytes)
 
