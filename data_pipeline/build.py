@@ -19,11 +19,11 @@ from data_pipeline.conclusion import NEUTRAL_SETTINGS, conclude
 from data_pipeline.executor import ray_session, run_tasks, with_progress
 from data_pipeline.inputs import Inputs, read_inputs
 from data_pipeline.manifest import SPLITS, Manifest, ShardFacts
-from data_pipeline.mmseqs import mmseqs_version
 from data_pipeline.output_folder import WORK_NAME, finished_manifest, remove_folder, sole_use, work_folders
 from data_pipeline.parse_task import count_parsed
 from data_pipeline.placement import ShardTask, place_chains, plan_shards
 from data_pipeline.shard_task import finished_shard, write_planned_shard
+from data_pipeline.splits.mmseqs import mmseqs_version
 from data_pipeline.spool import BatchTask, MappedTable, ParsedBatch, Reject, cut_batches, read_columns
 
 R = TypeVar("R")

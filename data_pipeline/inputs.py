@@ -12,7 +12,7 @@ from configs.source import SourceConfig
 from data_pipeline.sources import Entry, configured_source, mark_superseded
 from data_pipeline.sources.opening import local_path
 from data_pipeline.sources.remote import is_url
-from data_pipeline.synthetic import write_synthetic
+from data_pipeline.synthetic.entries import write_synthetic
 
 _DIGEST_BYTES = 16
 

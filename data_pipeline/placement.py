@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from configs.build import BuildConfig
-from data_pipeline.clusters import assign_clusters
-from data_pipeline.leakage import find_leaks
 from data_pipeline.manifest import SPLITS
 from data_pipeline.quality import high_quality_mask
 from data_pipeline.shards import shard_name
-from data_pipeline.splits import assign_splits
+from data_pipeline.splits.assignment import assign_splits
+from data_pipeline.splits.clusters import assign_clusters
+from data_pipeline.splits.leakage import find_leaks
 from data_pipeline.spool import MappedTable, Reject
 
 ROWS_PER_PART = 65_536

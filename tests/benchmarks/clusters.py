@@ -14,9 +14,9 @@ from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 import numpy as np
 
 from configs.splits import SplitConfig
-from data_pipeline.components import merge_clusters
-from data_pipeline.kmers import cluster_by_kmers
-from data_pipeline.mmseqs import cluster_by_mmseqs, linked_pairs, mmseqs_version
+from data_pipeline.splits.components import merge_clusters
+from data_pipeline.splits.kmers import cluster_by_kmers
+from data_pipeline.splits.mmseqs import cluster_by_mmseqs, linked_pairs, mmseqs_version
 from tests.benchmarks._chains import real_chains
 from tests.benchmarks._timing import report
 

@@ -21,7 +21,7 @@ from data_pipeline.audit import audit
 from data_pipeline.build import build
 from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.reader import DamagedShard, ShardReader
-from data_pipeline.synthetic import write_synthetic
+from data_pipeline.synthetic.entries import write_synthetic
 
 ROOT = Path(__file__).parents[2]
 STRUCTURES = SyntheticConfig(num_folds=3, families_per_fold=3, members_per_family=4, max_residues=120)

@@ -17,7 +17,7 @@ from data_pipeline.audit import audit
 from data_pipeline.build import build, run_build
 from data_pipeline.manifest import Manifest
 from data_pipeline.reader import ShardReader
-from data_pipeline.synthetic import write_synthetic
+from data_pipeline.synthetic.entries import write_synthetic
 from tests.unit.data_pipeline.structure.models import gemmi_structure, helix, mmcif_bytes, pdb_bytes
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -10,9 +10,9 @@ import pytest
 from configs.errors import UserError
 from configs.loading import validate
 from configs.splits import SplitConfig
-from data_pipeline import clusters, mmseqs
-from data_pipeline.clusters import assign_clusters, sequence_identity, sequences_of
-from data_pipeline.components import first_of_each, merge_clusters, number_by_appearance
+from data_pipeline.splits import clusters, mmseqs
+from data_pipeline.splits.clusters import assign_clusters, sequence_identity, sequences_of
+from data_pipeline.splits.components import first_of_each, merge_clusters, number_by_appearance
 from tests.unit.data_pipeline.homologs import chain_table, families, random_sequence
 
 KMERS = SplitConfig(method="kmers")

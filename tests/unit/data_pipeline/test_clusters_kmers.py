@@ -11,10 +11,10 @@ from biotite.sequence.align import SubstitutionMatrix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import kmers
-from data_pipeline.components import number_by_appearance
-from data_pipeline.homologs import search_by_kmers
-from data_pipeline.kmers import SEEDS, cluster_by_kmers, encode, similar_pairs
+from data_pipeline.splits import kmers
+from data_pipeline.splits.components import number_by_appearance
+from data_pipeline.splits.homologs import search_by_kmers
+from data_pipeline.splits.kmers import SEEDS, cluster_by_kmers, encode, similar_pairs
 from tests.unit.data_pipeline.homologs import families, mutated, random_sequence
 
 BLOSUM62 = SubstitutionMatrix.std_protein_matrix()

@@ -10,7 +10,7 @@ from data_pipeline.build import run_build
 from data_pipeline.estimate import START_SECONDS, dry_run, predict, spread
 from data_pipeline.inputs import read_inputs
 from data_pipeline.report import print_dry_run
-from data_pipeline.synthetic import write_synthetic
+from data_pipeline.synthetic.entries import write_synthetic
 
 STRUCTURES = SyntheticConfig(num_folds=3, families_per_fold=2, members_per_family=4, max_residues=100)
 

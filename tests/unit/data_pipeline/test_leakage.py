@@ -10,9 +10,9 @@ import pytest
 
 from configs.errors import UserError
 from configs.splits import LeakageConfig
-from data_pipeline import leakage
-from data_pipeline.leakage import LeakageResult, find_leaks
 from data_pipeline.manifest import SPLITS
+from data_pipeline.splits import leakage
+from data_pipeline.splits.leakage import LeakageResult, find_leaks
 from tests.unit.data_pipeline.homologs import chain_table, mutated, random_sequence
 
 METHODS = [
@@ -137,7 +137,7 @@ def test_the_size_of_blocks_changes_nothing(world: tuple[list[str], Path], monke
     chains, path = world
     whole = find(chains, path, method="kmers", action="exclude")
     monkeypatch.setattr(leakage, "CHAINS_PER_BLOCK", 4)
-    monkeypatch.setattr("data_pipeline.homologs.QUERIES_PER_BLOCK", 5)
+    monkeypatch.setattr("data_pipeline.splits.homologs.QUERIES_PER_BLOCK", 5)
     parts = find(chains, path, method="kmers", action="exclude")
     assert (parts.facts, parts.drop.tolist(), parts.details) == (whole.facts, whole.drop.tolist(), whole.details)
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import UserError
-from data_pipeline.containment import ANCHOR, ContainmentIndex
-from data_pipeline.fasta import read_fasta, write_fasta
+from data_pipeline.splits.containment import ANCHOR, ContainmentIndex
+from data_pipeline.splits.fasta import read_fasta, write_fasta
 from tests.unit.data_pipeline.homologs import random_sequence
 
 

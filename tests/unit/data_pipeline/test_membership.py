@@ -11,9 +11,9 @@ import pytest
 
 from configs.errors import UserError
 from configs.splits import SplitConfig
-from data_pipeline import membership
-from data_pipeline.components import number_by_appearance
-from data_pipeline.membership import normalized, read_membership
+from data_pipeline.splits import membership
+from data_pipeline.splits.components import number_by_appearance
+from data_pipeline.splits.membership import normalized, read_membership
 from tests.unit.data_pipeline.homologs import chain_table
 
 KEYS = ("1abc_A", "1abc_B", "2xyz_A", "AF-P12345-F1_A", "AF-Q9XYZ1-F1_A", "AF-Q9XYZ1-F2_A")

@@ -10,10 +10,10 @@ import pytest
 
 from configs.errors import UserError
 from configs.splits import SplitConfig
-from data_pipeline import mmseqs
-from data_pipeline.clusters import assign_clusters
-from data_pipeline.components import number_by_appearance
-from data_pipeline.mmseqs import cluster_by_mmseqs, mmseqs_version, search_by_mmseqs
+from data_pipeline.splits import mmseqs
+from data_pipeline.splits.clusters import assign_clusters
+from data_pipeline.splits.components import number_by_appearance
+from data_pipeline.splits.mmseqs import cluster_by_mmseqs, mmseqs_version, search_by_mmseqs
 from tests.unit.data_pipeline.homologs import chain_table, families, mutated, random_sequence
 
 needs_mmseqs = pytest.mark.skipif(shutil.which("mmseqs") is None, reason="MMseqs2 is not installed (no `mmseqs`)")

@@ -15,7 +15,7 @@ from data_pipeline.spool import BatchTask, ParseSettings, cut_batches, read_colu
 from data_pipeline.structure.frames import decode_dihedrals
 from data_pipeline.structure.geometry import CA, dihedrals
 from data_pipeline.structure.threedi import encode_3di
-from data_pipeline.synthetic import write_synthetic
+from data_pipeline.synthetic.entries import write_synthetic
 
 SMALL = SyntheticConfig(num_folds=1, families_per_fold=1, members_per_family=3, max_residues=80)
 

@@ -16,7 +16,7 @@ from data_pipeline.sources.foldcomp_database import FoldcompSource, Helper, stat
 from data_pipeline.structure.chain import ATOM_NAMES, StructureError
 from data_pipeline.structure.geometry import virtual_cb
 from data_pipeline.structure.parse import parse_structure
-from data_pipeline.synthetic_backbone import build_atoms
+from data_pipeline.synthetic.backbone import build_atoms
 
 BACKBONE_TOLERANCE = 0.3
 """Angstrom: Foldcomp rounds torsion angles to 12 bits and anchors the chain every 25 residues; on AlphaFold models the

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.splits import SplitConfig
-from data_pipeline.components import number_by_appearance
 from data_pipeline.manifest import SPLITS
-from data_pipeline.splits import assign_splits
+from data_pipeline.splits.assignment import assign_splits
+from data_pipeline.splits.components import number_by_appearance
 from tests.unit.data_pipeline.homologs import chain_table
 
 TRAIN, VALIDATION, TEST = range(3)

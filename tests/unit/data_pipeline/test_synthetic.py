@@ -14,10 +14,10 @@ from data_pipeline.structure.chain import AMINO_ACIDS, Chain
 from data_pipeline.structure.geometry import dihedrals
 from data_pipeline.structure.parse import parse_structure
 from data_pipeline.structure.secondary import dssp_states
-from data_pipeline.synthetic import synthetic_entries, write_synthetic
-from data_pipeline.synthetic_backbone import build_atoms
-from data_pipeline.synthetic_layout import HELIX, STRAND, Layout, Unit
-from data_pipeline.synthetic_sequences import ENVIRONMENTS, propensities
+from data_pipeline.synthetic.backbone import build_atoms
+from data_pipeline.synthetic.entries import synthetic_entries, write_synthetic
+from data_pipeline.synthetic.layout import HELIX, STRAND, Layout, Unit
+from data_pipeline.synthetic.sequences import ENVIRONMENTS, propensities
 
 CONFIG = SyntheticConfig(
     num_folds=3, families_per_fold=3, members_per_family=4, min_residues=60, max_residues=110, seed=5

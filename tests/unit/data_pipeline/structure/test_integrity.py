@@ -9,7 +9,7 @@ import pytest
 from data_pipeline.structure.chain import StructureError
 from data_pipeline.structure.integrity import UNTERMINATED, check_pdb_numbers
 from data_pipeline.structure.parse import parse_structure
-from data_pipeline.synthetic_mmcif import Experiment, Polymer, mmcif_text
+from data_pipeline.synthetic.mmcif import Experiment, Polymer, mmcif_text
 from tests.unit.data_pipeline.structure.models import bcif_bytes, gemmi_structure, mmcif_bytes, pdb_bytes, random_fold
 
 

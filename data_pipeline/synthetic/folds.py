@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline.synthetic_backbone import chain_frames
-from data_pipeline.synthetic_layout import Layout, Unit
+from data_pipeline.synthetic.backbone import chain_frames
+from data_pipeline.synthetic.layout import Layout, Unit
 
 LOOP_BASINS = np.array([(-65.0, -40.0), (-120.0, 130.0), (-70.0, 145.0), (57.0, 40.0)])
 LOOP_WEIGHTS = np.array([0.25, 0.3, 0.33, 0.12])

@@ -6,7 +6,7 @@ from itertools import islice
 
 import numpy as np
 
-from data_pipeline.kmers import encode, similar_pairs
+from data_pipeline.splits.kmers import encode, similar_pairs
 
 SEED_LETTERS = 5
 QUERIES_PER_BLOCK = 2**13

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from configs.splits import SplitConfig
-from data_pipeline import kmers
-from data_pipeline.components import merge_clusters, number_by_appearance
-from data_pipeline.kmers import cluster_by_kmers
-from data_pipeline.membership import read_membership
-from data_pipeline.mmseqs import cluster_by_mmseqs, mmseqs_version
+from data_pipeline.splits import kmers
+from data_pipeline.splits.components import merge_clusters, number_by_appearance
+from data_pipeline.splits.kmers import cluster_by_kmers
+from data_pipeline.splits.membership import read_membership
+from data_pipeline.splits.mmseqs import cluster_by_mmseqs, mmseqs_version
 
 log = logging.getLogger("data_pipeline")
 

@@ -15,11 +15,11 @@ from configs.errors import UserError
 from configs.source import SyntheticConfig
 from data_pipeline.structure.chain import AMINO_ACIDS
 from data_pipeline.structure.geometry import virtual_cb
-from data_pipeline.synthetic_backbone import build_atoms
-from data_pipeline.synthetic_folds import Backbone, fold, jittered
-from data_pipeline.synthetic_layout import HELIX, STRAND, draw_layout, vary_layout
-from data_pipeline.synthetic_mmcif import Experiment, Polymer, mmcif_text
-from data_pipeline.synthetic_sequences import conserved_sites, diverge, draw_sequence, environments
+from data_pipeline.synthetic.backbone import build_atoms
+from data_pipeline.synthetic.folds import Backbone, fold, jittered
+from data_pipeline.synthetic.layout import HELIX, STRAND, draw_layout, vary_layout
+from data_pipeline.synthetic.mmcif import Experiment, Polymer, mmcif_text
+from data_pipeline.synthetic.sequences import conserved_sites, diverge, draw_sequence, environments
 
 log = logging.getLogger("data_pipeline")
 

@@ -15,7 +15,7 @@ from functools import cache
 
 import numpy as np
 
-from data_pipeline.components import merge_clusters
+from data_pipeline.splits.components import merge_clusters
 from data_pipeline.structure.chain import AMINO_ACIDS, UNKNOWN_RESIDUE
 
 SEEDS = {

@@ -4,7 +4,7 @@ import numpy as np
 
 from data_pipeline.structure.chain import AMINO_ACIDS
 from data_pipeline.structure.geometry import virtual_cb
-from data_pipeline.synthetic_layout import HELIX, LOOP, STRAND, TURN
+from data_pipeline.synthetic.layout import HELIX, LOOP, STRAND, TURN
 
 FAVOURED = {
     "helix packed": "AAAAAAAAGGGSSIVVCC",

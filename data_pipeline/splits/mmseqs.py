@@ -16,9 +16,9 @@ import pyarrow.csv
 
 from configs.errors import UserError
 from configs.splits import SplitConfig
-from data_pipeline.components import merge_clusters
-from data_pipeline.fasta import write_fasta
-from data_pipeline.homologs import Hits
+from data_pipeline.splits.components import merge_clusters
+from data_pipeline.splits.fasta import write_fasta
+from data_pipeline.splits.homologs import Hits
 
 PROGRAM = "mmseqs"
 MAX_EVALUE = 1e-3

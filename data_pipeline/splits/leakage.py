@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from configs.splits import LeakageConfig
-from data_pipeline.clusters import sequences_of
-from data_pipeline.containment import ContainmentIndex
-from data_pipeline.fasta import FastaSet, read_fasta
-from data_pipeline.homologs import Hits, search_by_kmers
 from data_pipeline.manifest import SPLITS
-from data_pipeline.mmseqs import mmseqs_version, search_by_mmseqs
+from data_pipeline.splits.clusters import sequences_of
+from data_pipeline.splits.containment import ContainmentIndex
+from data_pipeline.splits.fasta import FastaSet, read_fasta
+from data_pipeline.splits.homologs import Hits, search_by_kmers
+from data_pipeline.splits.mmseqs import mmseqs_version, search_by_mmseqs
 
 log = logging.getLogger("data_pipeline")
 

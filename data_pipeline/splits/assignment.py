@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from configs.splits import SplitConfig
-from data_pipeline.components import first_of_each
 from data_pipeline.manifest import SPLITS
+from data_pipeline.splits.components import first_of_each
 
 log = logging.getLogger("data_pipeline")
 

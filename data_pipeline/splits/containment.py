@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipeline.kmers import Letters, encode
+from data_pipeline.splits.kmers import Letters, encode
 
 ANCHOR = 8
 """Residues of the window by which a sequence is looked up; shorter ones are only compared as a whole."""

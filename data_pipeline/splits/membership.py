@@ -19,7 +19,7 @@ import pyarrow.csv
 
 from configs.errors import UserError
 from configs.splits import SplitConfig
-from data_pipeline.components import merge_clusters
+from data_pipeline.splits.components import merge_clusters
 
 MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 2**22, 2**29
 BLOCK_BYTES_PER_NAME = 32
