@@ -31,6 +31,8 @@ R = TypeVar("R")
 log = logging.getLogger("data_pipeline")
 
 COLUMNS_NAME = "columns.arrow"
+SHARDS_AT_HAND = 8
+"""Tasks of writing a shard that a worker holds: each takes less than a tenth of a second."""
 UNTIL_FIRST = ": until the first result"
 WORKER_STAGES = ("read", "parse", "threedi", "graphs", "facts", "write")
 
@@ -147,7 +149,7 @@ def _write(tasks: Sequence[ShardTask], output: Path, workers: int, stages: dict[
             if path.name not in keep:
                 path.unlink()
     missing = [task for task in tasks if task.name not in shards]
-    results = _first_timed(run_tasks(write_planned_shard, missing, workers), stages, "write shards")
+    results = _first_timed(run_tasks(write_planned_shard, missing, workers, SHARDS_AT_HAND), stages, "write shards")
     for facts in with_progress(results, len(missing), "writing shards", lambda facts: facts.samples, "chains"):
         shards[facts.name] = facts
     return shards

@@ -25,8 +25,8 @@ OBJECT_STORE_BYTES = 256 * 1024**2
 """Tasks and results are small; Ray's default of 30 % of the memory would be taken from the page cache."""
 MAX_BLOCKS = 20_000
 """Most Ray Data blocks of one pass: beyond it a block holds several tasks, which bounds the scheduler's own memory."""
-TASKS_AT_HAND = 3
-"""Tasks that a worker holds, the running one included."""
+TASKS_AT_HAND = 2
+"""Of half a second or more."""
 SECONDS_BETWEEN_LINES = 10.0
 KNOCK_SECONDS = 5.0
 
@@ -129,8 +129,14 @@ def _silence_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def run_tasks(function: Callable[[T], R], tasks: Sequence[T], num_workers: int) -> Iterator[R]:
+def run_tasks(
+    function: Callable[[T], R], tasks: Sequence[T], num_workers: int, at_hand: int = TASKS_AT_HAND
+) -> Iterator[R]:
     """Results of `function` over `tasks` as they finish, in any order, with at most `num_workers` at a time.
+
+    Args:
+        at_hand: tasks that a worker holds, the running one included. Ray Data hands out new ones with a delay of some
+            0.2 s, during which a worker with none would stand idle; short tasks need more of them.
 
     The function must be importable by the workers; tasks and results must be small and picklable. A worker that dies is
     replaced, and its task begun again.
@@ -141,9 +147,9 @@ def run_tasks(function: Callable[[T], R], tasks: Sequence[T], num_workers: int) 
 
     rows = [{"task": _Box((function, task))} for task in tasks]
     dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS))
-    # Workers that hold their next task already: between two of Ray Data's plain tasks a CPU stood idle for 0.2 s.
+    # Actors, since Ray Data gives a plain worker its next task only when it has finished the last.
     size = min(num_workers, len(rows))
-    pool = ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=TASKS_AT_HAND)
+    pool = ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=at_hand)
     results = dataset.map(_Worker, num_cpus=1, compute=pool)
     for row in results.iter_rows():
         yield row["result"].value
