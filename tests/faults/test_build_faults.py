@@ -1,12 +1,9 @@
 """A build that is killed and restarted gives the same bytes; no damage to a shard goes unseen."""
 
-import hashlib
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +19,12 @@ from data_pipeline.build import build
 from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.reader import DamagedShard, ShardReader
 from data_pipeline.synthetic.entries import write_synthetic
+from tests.faults.killing import kill_when, sha256s
 
 ROOT = Path(__file__).parents[2]
 STRUCTURES = SyntheticConfig(num_folds=3, families_per_fold=3, members_per_family=4, max_residues=120)
 SHORT_KILLS, LONG_KILLS = (1, 2, 1), 20
 SHORT_DAMAGES, LONG_DAMAGES = 60, 1200
-WAIT_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -50,26 +47,12 @@ def configured(structures: Path, output: Path, workers: int) -> BuildConfig:
     )
 
 
-def kill_when(config: BuildConfig, reached: Callable[[], bool]) -> bool:
-    """Start a build in a process of its own and SIGKILL it once `reached`; false when it ended before."""
+def start(config: BuildConfig) -> subprocess.Popen:
+    """A build in a process of its own."""
     file = config.output.with_suffix(".yaml")
     file.write_text(dump_config(config))
     arguments = [sys.executable, "-m", "data_pipeline", "build", str(file)]
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + WAIT_SECONDS
-    while process.poll() is None and not reached():
-        assert time.monotonic() < deadline, "the build neither ended nor came to where it should be killed"
-        time.sleep(0.002)
-    ended = process.poll() is not None
-    if not ended:
-        process.send_signal(signal.SIGKILL)
-    process.wait()
-    return not ended
-
-
-def sha256s(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +82,7 @@ def check_kills(case: Case, output: Path, workers: Sequence[int], seed: int) -> 
     """Kill a build of so many workers for each number, and let another number of them complete it."""
     killed = 0
     for count, reached in zip(workers, moments(output, len(workers), seed), strict=True):
-        killed += kill_when(configured(case.structures, output, count), reached)
+        killed += kill_when(start(configured(case.structures, output, count)), reached)
         build(configured(case.structures, output, 3 - count))
         assert sha256s(output) == case.sha256
         for path in output.iterdir():
@@ -125,7 +108,7 @@ def test_a_build_killed_again_and_again_still_ends_with_the_same_bytes(case: Cas
     output = tmp_path / "out"
     for number in (2, 5, 9):
         kill_when(
-            configured(case.structures, output, 2),
+            start(configured(case.structures, output, 2)),
             lambda number=number: len(list(output.glob(".work/parsed/*.arrow"))) >= number,  # type: ignore[misc]
         )
     build(configured(case.structures, output, 2))

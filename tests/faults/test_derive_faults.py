@@ -1,13 +1,10 @@
 """A derived column that is killed and restarted gives the same bytes."""
 
-import hashlib
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +14,13 @@ import yaml
 
 from data_pipeline.audit import audit
 from data_pipeline.shards import write_shards
+from tests.faults.killing import kill_when, sha256s
 from tests.unit.pretrain.chains import make_chain
 from tests.unit.pretrain.test_derive_mpnn import write_random_mpnn
 
 ROOT = Path(__file__).parents[2]
 NUM_SHARDS = 10
 SHORT_KILLS, LONG_KILLS = 3, 20
-WAIT_SECONDS = 180
 FORMS = ({"form": "float16"}, {"form": "int8"}, {"form": "pca", "pca_width": 6, "pca_residues": 500})
 
 
@@ -67,26 +64,6 @@ def finish(folder: Path, form: dict[str, object], workers: int) -> None:
     assert process.returncode == 0, words[-3000:]
 
 
-def kill_when(folder: Path, form: dict[str, object], workers: int, reached: Callable[[], bool]) -> bool:
-    """Start a derivation in a process of its own and SIGKILL it once `reached`; false when it ended before."""
-    process = start(folder, form, workers)
-    deadline = time.monotonic() + WAIT_SECONDS
-    while process.poll() is None and not reached():
-        assert time.monotonic() < deadline, "it neither ended nor came to where it should be killed"
-        time.sleep(0.001)
-    ended = process.poll() is not None
-    if not ended:
-        process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return not ended
-
-
-def sha256s(folder: Path) -> dict[str, str]:
-    """By name; hidden files and folders included."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Case:
     folder = tmp_path_factory.mktemp("derive_faults")
@@ -124,9 +101,10 @@ def check_kills(case: Case, kills: int, seed: int) -> None:
     killed = 0
     for number, reached in enumerate(moments(case.column, kills, seed)):
         form, expected = FORMS[number % len(FORMS)], case.sha256[number % len(FORMS)]
-        killed += kill_when(case.folder, form, 1 + number % 2, reached)
+        killed += kill_when(start(case.folder, form, 1 + number % 2), reached)
         if number % 4 == 3:
-            killed += kill_when(case.folder, form, 1, lambda: len(list(case.column.glob("*.tar"))) >= NUM_SHARDS - 1)
+            last = start(case.folder, form, 1)
+            killed += kill_when(last, lambda: len(list(case.column.glob("*.tar"))) >= NUM_SHARDS - 1)
         finish(case.folder, form, 2 - number % 2)
         assert sha256s(case.column) == expected, "every file the same, and none left over"
         assert not audit(case.folder / "shards").damage
