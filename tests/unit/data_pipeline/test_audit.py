@@ -34,6 +34,19 @@ def test_sound_shards_pass_and_are_counted(folder: Path) -> None:
     assert report.derived == {"teacher": 15}
 
 
+def test_several_processes_find_what_one_finds(folder: Path) -> None:
+    path = sorted(folder.glob("train-*.tar"))[1]
+    path.write_bytes(path.read_bytes()[:-1])
+    alone, together = audit(folder), audit(folder, workers=2)
+    assert list(together.damage) == [path.name]
+    assert together.damage == alone.damage
+    for split, counts in alone.splits.items():
+        found = together.splits[split]
+        assert (found.samples, found.residues, found.clusters) == (counts.samples, counts.residues, counts.clusters)
+        np.testing.assert_array_equal(found.threedi, counts.threedi)
+        assert found.graph_edges == counts.graph_edges
+
+
 def test_every_flip_and_truncation_is_blamed_on_its_file(folder: Path) -> None:
     chosen = random.Random(3)
     files = sorted(p for p in folder.rglob("*") if p.is_file())

@@ -15,7 +15,6 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 from tenacity import wait_none
 
 from configs.errors import UserError
@@ -25,9 +24,8 @@ from data_pipeline.derived import DerivedReader, DerivedWriter
 from data_pipeline.manifest import Manifest
 from data_pipeline.reader import DamagedShard, ShardReader
 from data_pipeline.shard_cache import ShardCache, default_folder, is_url
-from tests.unit.data_pipeline.samples import small_splits, write_small_shards
-
-URL = "memory://bucket/shards"
+from tests.unit.data_pipeline.remote_shards import URL, Failing, cache_config, cached_bytes, read_all, sequences, upload
+from tests.unit.data_pipeline.samples import write_small_shards
 
 
 @pytest.fixture(autouse=True)
@@ -43,47 +41,6 @@ def manifest(tmp_path: Path) -> Iterator[Manifest]:
     upload(tmp_path / "local")
     yield found
     fsspec.filesystem("memory").rm("/bucket", recursive=True)
-
-
-def upload(folder: Path) -> None:
-    fsspec.filesystem("memory").put(str(folder), "/bucket/shards", recursive=True)
-
-
-def cache_config(tmp_path: Path, **changes: Any) -> CacheConfig:
-    return CacheConfig(folder=tmp_path / "cache", **changes)
-
-
-def cached_bytes(tmp_path: Path) -> int:
-    return sum(path.stat().st_size for path in (tmp_path / "cache").iterdir())
-
-
-def read_all(reader: ShardReader, split: str = "train") -> list[str]:
-    return [reader.sample(split, i).sequence for i in range(len(reader.index(split)))]
-
-
-def sequences(split: str = "train") -> list[str]:
-    return [sample.sequence for sample in small_splits()[split]]
-
-
-class Failing:
-    """Makes every n-th opening of a tar fail, or give other bytes, as long as `left` says."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int, error: Exception | None) -> None:
-        self.left, self.opened = left, 0
-        original = MemoryFileSystem._open
-
-        def opening(system: MemoryFileSystem, path: str, *args: Any, **kwargs: Any) -> Any:
-            if not path.endswith(".tar"):
-                return original(system, path, *args, **kwargs)
-            self.opened += 1
-            if self.left > 0:
-                self.left -= 1
-                if error is not None:
-                    raise error
-                return fsspec.implementations.memory.MemoryFile(data=b"other bytes")
-            return original(system, path, *args, **kwargs)
-
-        monkeypatch.setattr(MemoryFileSystem, "_open", opening)
 
 
 def test_remote_shards_read_like_local_ones(manifest: Manifest, tmp_path: Path) -> None:
