@@ -44,6 +44,7 @@ format: setup
 	$(RUN) -m ruff format .
 
 bench: setup
+	$(RUN) -m uv pip install --quiet --python $(RUN) -c constraints.txt -e '.[test,bench]'
 	@for name in $$(cd tests/benchmarks && ls [a-z]*.py | sed 's/\.py$$//'); do echo "== $$name"; $(RUN) -m tests.benchmarks.$$name || exit 1; done
 
 docs: setup
