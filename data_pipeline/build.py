@@ -23,6 +23,7 @@ from data_pipeline.output_folder import WORK_NAME, finished_manifest, remove_fol
 from data_pipeline.parse_task import count_parsed
 from data_pipeline.placement import ShardTask, place_chains, plan_shards
 from data_pipeline.shard_task import finished_shard, write_planned_shard
+from data_pipeline.splits.checks import check_split_inputs
 from data_pipeline.splits.mmseqs import mmseqs_version
 from data_pipeline.spool import BatchTask, MappedTable, ParsedBatch, Reject, cut_batches, read_columns
 
@@ -64,6 +65,7 @@ def run_build(config: BuildConfig) -> BuildOutcome:
     """`build` with what the closing table tells beside the manifest."""
     start = time.monotonic()
     output = config.output.absolute()
+    check_split_inputs(config.split, config.leakage)
     with sole_use(output):
         stages: dict[str, float] = {}
         with _timed(stages, "list inputs"):

@@ -17,6 +17,7 @@ from data_pipeline.inputs import Inputs, read_inputs
 from data_pipeline.manifest import SPLITS
 from data_pipeline.parse_task import parse_batch
 from data_pipeline.shards import TarWriter
+from data_pipeline.splits.checks import check_split_inputs
 from data_pipeline.spool import BatchTask, ParsedBatch, cut_batches
 
 SAMPLED_ENTRIES = 96
@@ -86,6 +87,7 @@ def dry_run(config: BuildConfig, workers: int, sampled: int = SAMPLED_ENTRIES) -
     Raises:
         UserError: nothing at the source, or no chain of the sample passes the filters.
     """
+    check_split_inputs(config.split, config.leakage)
     tracemalloc.start()
     inputs = read_inputs(config)
     listed_bytes, _ = tracemalloc.get_traced_memory()

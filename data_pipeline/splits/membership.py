@@ -150,7 +150,7 @@ def _matches(path: Path, names: _Names, config: SplitConfig) -> tuple[np.ndarray
 
 def _blocks(path: Path, config: SplitConfig, num_names: int) -> Iterator[tuple[pa.Array, pa.Array]]:
     """Columns cluster and member, block by block."""
-    delimiter, columns = _form(path)
+    delimiter, columns = table_form(path)
     wanted = {"cluster": config.cluster_column, "member": config.member_column}
     for name, column in wanted.items():
         if column > columns:
@@ -177,8 +177,12 @@ def _blocks(path: Path, config: SplitConfig, num_names: int) -> Iterator[tuple[p
         raise UserError(_damage(path, delimiter, columns, error)) from None
 
 
-def _form(path: Path) -> tuple[str, int]:
-    """Delimiter and number of columns, by the first line."""
+def table_form(path: Path) -> tuple[str, int]:
+    """Delimiter and number of columns, by the first line.
+
+    Raises:
+        UserError: the file is missing, empty or no text.
+    """
     first = next(_lines(path), "")
     if not first.strip():
         raise UserError(f"{path}: is empty or begins with an empty line; allowed: lines of cluster and member")

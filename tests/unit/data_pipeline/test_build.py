@@ -225,6 +225,23 @@ def test_chains_like_an_evaluation_set_are_reported_or_excluded(structures: Path
     assert not audit(tmp_path / "exclude").damage
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split": SplitConfig(method="membership", membership=Path("nowhere.tsv"))}, r"nowhere\.tsv: cannot be read"),
+        ({"leakage": LeakageConfig(against=("nowhere.fasta",))}, r"nowhere\.fasta: cannot be read"),
+        ({"split": SplitConfig(method="mmseqs")}, "mmseqs is not on the PATH"),
+    ],
+)
+def test_what_the_split_pass_lacks_is_told_before_anything_is_parsed(
+    structures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=message):
+        build(configured(structures, tmp_path / "out", **settings))
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_usable_chain_is_a_user_error_that_tells_why(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/empty.pdb").write_bytes(b"")
