@@ -93,12 +93,12 @@ def table(costs: UnitCosts, teacher_seconds: float, width: int) -> str:
     for database in DATABASES:
         scaled = replace(costs, residues_per_entry=database.residues, chains_per_entry=1.0)
         whole = predict(scaled, database.entries, CORES)
-        hours = f"{whole.hours:.1f} h" if whole.hours < 48 else f"{whole.hours / 24:.1f} days"
+        hours = f"{whole.hours * 60:.0f} min" if whole.hours < 2 else f"{whole.hours:.1f} h"
         cells = (
             database.name,
             f"{database.entries:,}",
             f"{database.residues:.0f}",
-            f"{whole.core_hours:,.0f}",
+            f"{whole.core_hours:,.1f}",
             hours,
             f"{whole.shard_bytes / 1e12:.2f} TB",
             f"{whole.driver_bytes / 1e9:.1f} GB",
