@@ -177,7 +177,7 @@ def read_columns(task: BatchTask) -> ParsedBatch | None:
         notes = json.loads(table.schema.metadata[_NOTES])
         if task.tar.stat().st_size != notes["tar_bytes"]:
             return None
-    except (FileNotFoundError, ValueError, KeyError, TypeError, pa.ArrowInvalid):
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None
     rejects = tuple(Reject(**reject) for reject in notes.pop("rejects"))
     return ParsedBatch(chains=table.replace_schema_metadata(None), rejects=rejects, **notes)

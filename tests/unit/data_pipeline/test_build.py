@@ -18,7 +18,7 @@ from data_pipeline.build import build, run_build
 from data_pipeline.manifest import Manifest
 from data_pipeline.reader import ShardReader
 from data_pipeline.synthetic.entries import write_synthetic
-from tests.unit.data_pipeline.structure.models import gemmi_structure, helix, mmcif_bytes, pdb_bytes
+from tests.unit.data_pipeline.structure.models import as_dna, gemmi_structure, helix, mmcif_bytes, pdb_bytes
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -27,14 +27,7 @@ SMALL = SyntheticConfig(num_folds=2, families_per_fold=2, members_per_family=3, 
 
 def dna_only() -> bytes:
     """A PDB entry with one strand of DNA."""
-    strand = gemmi_structure({"A": ("A" * 10, helix(10))})
-    for residue in strand[0][0]:
-        residue.name = "DA"
-        for atom in residue:
-            atom.name = f"{atom.name[0]}1'"
-    strand.entities.clear()
-    strand.setup_entities()
-    return pdb_bytes(strand)
+    return pdb_bytes(as_dna(gemmi_structure({"A": ("A" * 10, helix(10))})))
 
 
 def truncated_mmcif() -> bytes:

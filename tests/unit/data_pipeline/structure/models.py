@@ -114,3 +114,14 @@ def _column(name: str, column: pdbx.CIFColumn) -> tuple[pdbx.BinaryCIFData, pdbx
         values = values.astype(np.int32)
     mask = None if column.mask is None else pdbx.BinaryCIFData(column.mask.array.astype(np.uint8))
     return pdbx.BinaryCIFData(values), mask
+
+
+def as_dna(structure: gemmi.Structure) -> gemmi.Structure:
+    """The structure with its first chain turned into a strand of DNA, in place."""
+    for residue in structure[0][0]:
+        residue.name = "DA"
+        for atom in residue:
+            atom.name = f"{atom.name[0]}1'"
+    structure.entities.clear()
+    structure.setup_entities()
+    return structure

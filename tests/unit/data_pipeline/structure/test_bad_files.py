@@ -18,7 +18,14 @@ from data_pipeline.structure import formats
 from data_pipeline.structure.chain import StructureError
 from data_pipeline.structure.integrity import UNTERMINATED
 from data_pipeline.structure.parse import REASONS, parse_structure
-from tests.unit.data_pipeline.structure.models import bcif_bytes, gemmi_structure, mmcif_bytes, pdb_bytes, random_fold
+from tests.unit.data_pipeline.structure.models import (
+    as_dna,
+    bcif_bytes,
+    gemmi_structure,
+    mmcif_bytes,
+    pdb_bytes,
+    random_fold,
+)
 
 LENGTH = 40
 SEQUENCE = "ACDEFGHIKLMNPQRSTVWY" * 2
@@ -75,14 +82,7 @@ def renamed(name: str, keep_atoms: Callable[[str], bool] = lambda atom: True, le
 
 
 def dna() -> bytes:
-    structure = fold(second_chain=False)
-    for residue in structure[0][0]:
-        residue.name = "DA"
-        for atom in residue:
-            atom.name = f"{atom.name[0]}1'"
-    structure.entities.clear()
-    structure.setup_entities()
-    return mmcif_bytes(structure)
+    return mmcif_bytes(as_dna(fold(second_chain=False)))
 
 
 def water() -> bytes:

@@ -8,6 +8,7 @@ from data_pipeline.structure.chain import AMINO_ACIDS, Chain, StructureError
 from data_pipeline.structure.geometry import CA, CB, N
 from data_pipeline.structure.parse import REASONS, parse_structure
 from tests.unit.data_pipeline.structure.models import (
+    as_dna,
     bcif_bytes,
     gemmi_structure,
     helix,
@@ -233,13 +234,7 @@ def test_a_key_is_never_longer_than_shards_allow_and_has_no_dot() -> None:
 
 
 def test_other_content_has_a_reason_of_its_own() -> None:
-    dna = gemmi_structure({"A": ("A" * 10, helix(10))})
-    for residue in dna[0][0]:
-        residue.name = "DA"
-        for atom in residue:
-            atom.name = f"{atom.name[0]}1'"
-    dna.entities.clear()
-    dna.setup_entities()
+    dna = as_dna(gemmi_structure({"A": ("A" * 10, helix(10))}))
     assert reason_of(pdb_bytes(dna), "x.pdb") == "no_protein"
     assert reason_of(b"") == "empty_file"
     assert reason_of(b" \n\n") == "empty_file"
