@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from configs.errors import UserError
-from configs.train import CacheConfig
+from configs.training_data import CacheConfig
 from data_pipeline import layout
 from data_pipeline.layout import Arrays, read_arrays
 from data_pipeline.manifest import AUDIT_REMEDY, DamagedShard, read_manifest, split_order

@@ -19,7 +19,7 @@ from typing import IO, Any, Self, TypeVar
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from configs.errors import UserError
-from configs.train import CacheConfig
+from configs.training_data import CacheConfig
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 CHUNK_BYTES = 4 << 20

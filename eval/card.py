@@ -3,7 +3,8 @@
 from huggingface_hub import EvalResult, ModelCardData
 
 from configs.evaluate import metric_label
-from configs.train import AMPLIFY_SIZES, ESM2_SIZES, TrainConfig
+from configs.train import TrainConfig
+from configs.trunk import AMPLIFY_SIZES, ESM2_SIZES
 from eval.report import environment
 from eval.results import Result, Results
 from eval.tables import format_estimate

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from configs.engine import EngineConfig
 from configs.errors import UserError
-from configs.train import EngineConfig, TrainConfig
+from configs.train import TrainConfig
 from data_pipeline.derived import COMPONENTS_NAME, DERIVED_FOLDER, DerivedManifest, write_derived_manifest
 from data_pipeline.manifest import MANIFEST_NAME, read_sealed
 from data_pipeline.reader import ShardReader

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from configs.errors import UserError
-from configs.train import DeriveConfig
+from configs.teacher import DeriveConfig
 from data_pipeline.derived import COMPONENTS_NAME, decode_embedding, encode_embedding
 from data_pipeline.manifest import write_atomically
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from configs.errors import UserError
-from configs.train import DeriveConfig, TeacherConfig
+from configs.teacher import DeriveConfig, TeacherConfig
 from data_pipeline.derived import DerivedShard
 from data_pipeline.manifest import Record, ShardFacts, read_sealed, write_sealed
 from data_pipeline.reader import DECODING_ERRORS, ShardFile, ShardReader

@@ -8,8 +8,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from configs.engine import EngineConfig
 from configs.errors import UserError
-from configs.train import EngineConfig, TrainConfig
+from configs.train import TrainConfig
 from data_pipeline.derived import DerivedReader
 from data_pipeline.reader import ShardReader
 from pretrain.checkpoints import open_checkpoint

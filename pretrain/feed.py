@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from configs.errors import UserError
-from configs.train import DataConfig
+from configs.training_data import DataConfig
 from data_pipeline.reader import ShardReader
 from pretrain.sampler import SPECIAL_TOKENS, Crop, Plan, Position, plan_epoch, rank_crops
 

@@ -56,7 +56,7 @@ def train(config: TrainConfig, stage: Stage, engine: Engine, run: RunFolder, pro
             for _ in range(config.data.pools_per_step):
                 fed = clock.wait_for(feed)
                 seed_everything(config.seed, progress.position, world.rank)
-                losses = stage.loss(engine.module, fed.batch)
+                losses = stage.loss(engine.module, fed.batch, progress.step)
                 engine.backward(losses.total(world.size))
                 engine.step()
                 figures.append(losses.logged())

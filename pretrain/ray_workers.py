@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from configs.engine import EngineConfig
 from configs.errors import UserError
 from configs.loading import dump_config
-from configs.train import EngineConfig, TrainConfig
+from configs.train import TrainConfig
 from pretrain.run_folder import STOP, run_path
 
 ROOT = Path(__file__).parents[1]

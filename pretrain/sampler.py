@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from configs.train import DataConfig
+from configs.training_data import DataConfig
 
 SPECIAL_TOKENS = 2
 """Tokens a chain costs beside its residues: `<cls>` and `<eos>`."""

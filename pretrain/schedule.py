@@ -2,7 +2,7 @@
 
 import math
 
-from configs.train import OptimizerConfig
+from configs.engine import OptimizerConfig
 
 
 def learning_rate_factor(step: int, config: OptimizerConfig) -> float:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from configs.train import LossConfig, SelectionConfig
+from configs.losses import LossConfig, SelectionConfig
 from pretrain.batch import Batch
 from pretrain.distributed import Group, Rows, rows_of
 from pretrain.losses.contrast import ContrastLosses, contrast_losses

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.train import LossConfig
+from configs.losses import LossConfig
 from data_pipeline.structure.chain import THREEDI_STATES
 from pretrain.batch import Batch
 from pretrain.model.encoder import Encoder

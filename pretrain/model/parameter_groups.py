@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from configs.train import OptimizerConfig
+from configs.engine import OptimizerConfig
 
 
 def param_groups(model: nn.Module, optimizer: OptimizerConfig) -> list[dict[str, Any]]:

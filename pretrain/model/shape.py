@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from configs.train import AMPLIFY_SIZES, ESM2_SIZES, TrunkConfig
+from configs.trunk import AMPLIFY_SIZES, ESM2_SIZES, TrunkConfig
 from pretrain.vocab import Alphabet, alphabet
 
 NORM_EPS = 1e-5

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from configs.errors import UserError
-from configs.train import AMPLIFY_SIZES, ESM2_SIZES
+from configs.trunk import AMPLIFY_SIZES, ESM2_SIZES
 from pretrain.checkpoints import open_checkpoint
 from pretrain.model.attention import default_inv_freq
 from pretrain.model.encoder import Encoder

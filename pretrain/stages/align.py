@@ -55,7 +55,7 @@ class AlignStage:
         if self._reference is not None:
             self._reference.to(device)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Terms:
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> Terms:
         batch = batch.to(next(model.parameters()).device)
         outputs = model(batch)
         reference = None

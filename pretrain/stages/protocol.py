@@ -39,6 +39,6 @@ class Stage(Protocol):
         """Move what is not wrapped (frozen models) to the device."""
         ...
 
-    def loss(self, model: nn.Module, batch: Any) -> Losses:
-        """Forward one share through the wrapped model."""
+    def loss(self, model: nn.Module, batch: Any, step: int) -> Losses:
+        """Forward one share through the wrapped model, in optimizer update `step` (from 1)."""
         ...

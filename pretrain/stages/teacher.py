@@ -40,7 +40,7 @@ class TeacherStage:
     def to(self, device: torch.device) -> None:
         """Nothing stands beside the wrapped model."""
 
-    def loss(self, model: nn.Module, batch: Views) -> Terms:
+    def loss(self, model: nn.Module, batch: Views, step: int) -> Terms:
         return multiview_loss(model, batch.to(next(model.parameters()).device))
 
     def _plan(self, epoch: int) -> Plan:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.train import GearNetConfig
+from configs.teacher import GearNetConfig
 from data_pipeline.schema import Sample
 from pretrain.teachers.residue_graph import (
     NUM_RELATIONS,

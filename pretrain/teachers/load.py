@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from configs.errors import UserError
-from configs.train import TeacherConfig
+from configs.teacher import TeacherConfig
 from pretrain.checkpoints import open_checkpoint
 from pretrain.teachers.protocol import Teacher
 

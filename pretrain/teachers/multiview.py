@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.train import MultiviewConfig, TeacherConfig
+from configs.teacher import MultiviewConfig, TeacherConfig
 from data_pipeline.schema import Sample
 from pretrain.distributed import rows_of
 from pretrain.losses.contrast import contrast_losses

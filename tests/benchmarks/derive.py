@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from configs.train import DataConfig, DeriveConfig, TeacherConfig, TrainConfig
+from configs.teacher import DeriveConfig, TeacherConfig
+from configs.train import TrainConfig
+from configs.training_data import DataConfig
 from data_pipeline.derived import DerivedReader
 from data_pipeline.reader import ShardReader
 from data_pipeline.schema import Sample, to_milli_angstrom

@@ -26,7 +26,7 @@ import numpy as np
 import safetensors.numpy
 
 from configs.build import BuildConfig
-from configs.train import DataConfig
+from configs.training_data import DataConfig
 from data_pipeline.parse_task import build_graphs
 from data_pipeline.reader import ShardReader
 from data_pipeline.schema import Sample, to_milli_angstrom

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.train import GearNetConfig
+from configs.teacher import GearNetConfig
 from pretrain.teachers.gearnet import GearNet, GearNetTeacher
 from pretrain.teachers.mpnn import load_mpnn
 from pretrain.teachers.protocol import Teacher

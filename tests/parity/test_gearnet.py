@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.train import GearNetConfig
+from configs.teacher import GearNetConfig
 from data_pipeline.schema import Sample
 from pretrain.teachers.gearnet import GearNet
 from pretrain.teachers.residue_graph import pack_graphs, protein_graph

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from configs.train import LossConfig, SelectionConfig
+from configs.losses import LossConfig, SelectionConfig
 from pretrain.batch import Batch
 from pretrain.losses.alignment import alignment_terms
 from tests.unit.pretrain.pools import make_batch, make_leaves, make_outputs

@@ -80,7 +80,7 @@ def plain_torch(config: TrainConfig) -> list[float]:
         optimizer.zero_grad()
         means = []
         for _ in range(config.data.pools_per_step):
-            terms = stage.loss(stage.model, next(batches).batch)
+            terms = stage.loss(stage.model, next(batches).batch, 1)
             (terms.total(1) / config.data.pools_per_step).backward()
             means.append(terms.logged()["loss"])
         if config.optimizer.clip:

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from configs.train import CacheConfig
+from configs.training_data import CacheConfig
 from data_pipeline.reader import ShardReader
 from tests.unit.data_pipeline.samples import small_splits
 

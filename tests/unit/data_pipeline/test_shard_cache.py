@@ -18,7 +18,7 @@ import pytest
 from tenacity import wait_none
 
 from configs.errors import UserError
-from configs.train import CacheConfig
+from configs.training_data import CacheConfig
 from data_pipeline import shard_cache
 from data_pipeline.derived import DerivedReader, DerivedWriter
 from data_pipeline.manifest import Manifest

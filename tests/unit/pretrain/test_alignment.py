@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from configs.train import LossConfig, OptimizerConfig
+from configs.engine import OptimizerConfig
+from configs.losses import LossConfig
 from pretrain.batch import Batch
 from pretrain.model.alignment import AlignmentModel
 from pretrain.model.heads import Temperature

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.train import LossConfig, SelectionConfig
+from configs.losses import LossConfig, SelectionConfig
 from pretrain.losses.alignment import alignment_terms
 from pretrain.losses.terms import LossTerm, Terms
 from tests.unit.pretrain.pools import make_batch, make_leaves, make_outputs

@@ -11,7 +11,9 @@ import torch
 
 from configs.errors import UserError
 from configs.loading import dump_config
-from configs.train import DataConfig, DeriveConfig, GearNetConfig, TeacherConfig, TrainConfig
+from configs.teacher import DeriveConfig, GearNetConfig, TeacherConfig
+from configs.train import TrainConfig
+from configs.training_data import DataConfig
 from data_pipeline.derived import DerivedReader
 from data_pipeline.reader import ShardFile, ShardReader
 from data_pipeline.shards import write_shards

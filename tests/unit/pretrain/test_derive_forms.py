@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
-from configs.train import DeriveConfig
+from configs.teacher import DeriveConfig
 from data_pipeline.derived import COMPONENTS_NAME
 from pretrain.derive_forms import (
     Errors,

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from configs.train import LossConfig, SelectionConfig
+from configs.losses import LossConfig, SelectionConfig
 from pretrain import distributed
 from pretrain.distributed import gather_rows, gather_values, rows_of
 from pretrain.losses.alignment import alignment_terms

@@ -5,7 +5,7 @@ import torch
 from esm.model.esm2 import ESM2
 from torch import Tensor
 
-from configs.train import AMPLIFY_SIZES, ESM2_SIZES, TrunkConfig
+from configs.trunk import AMPLIFY_SIZES, ESM2_SIZES, TrunkConfig
 from pretrain.model.attention import explicit_attention, packed_attention, rotate
 from pretrain.model.encoder import Encoder, token_dropout_scale
 from pretrain.model.shape import TrunkShape, trunk_shape

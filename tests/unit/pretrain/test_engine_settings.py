@@ -8,7 +8,7 @@ import pytest
 
 from configs.errors import UserError
 from configs.train import TrainConfig
-from pretrain.engine import deepspeed_settings
+from pretrain.deepspeed_settings import deepspeed_settings
 from tests.unit.pretrain.training import make_config
 
 

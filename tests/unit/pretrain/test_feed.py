@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
-from configs.train import DataConfig
+from configs.training_data import DataConfig
 from data_pipeline.reader import ShardReader
 from pretrain.collate import Item, collate
 from pretrain.feed import FetchAhead, chosen_chains, epoch_planner, open_shards, pool_stream, prefetch

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from configs.train import GearNetConfig, TeacherConfig
+from configs.teacher import GearNetConfig, TeacherConfig
 from pretrain.teachers.gearnet import GearNet, GearNetTeacher
 from pretrain.teachers.load import load_teacher
 from pretrain.teachers.residue_graph import NUM_RELATIONS, pack_graphs, protein_graph

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.train import GearNetConfig, MultiviewConfig, TeacherConfig
+from configs.teacher import GearNetConfig, MultiviewConfig, TeacherConfig
 from pretrain.teachers.multiview import MultiviewModel, make_views, multiview_loss
 from pretrain.teachers.residue_graph import protein_graph
 from tests.unit.pretrain.chains import make_chain

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.train import DataConfig
+from configs.training_data import DataConfig
 from pretrain.sampler import SPECIAL_TOKENS, Plan, Position, keyed_uniform, plan_epoch, rank_crops
 
 

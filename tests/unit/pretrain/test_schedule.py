@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs.train import OptimizerConfig
+from configs.engine import OptimizerConfig
 from pretrain.schedule import learning_rate_factor
 
 

@@ -63,7 +63,7 @@ def test_batches_from_a_position_are_those_that_follow_it(task: Path, overrides:
     whole = list(itertools.islice(stage.batches(Position(), 0, 1), 8))
     again = next(open_stage(make_config(task, **overrides)).batches(whole[5].position, 0, 1))
     assert again.position == whole[6].position
-    first, second = (stage.loss(stage.model, batch).total().item() for batch in (again.batch, whole[6].batch))
+    first, second = (stage.loss(stage.model, batch, 1).total().item() for batch in (again.batch, whole[6].batch))
     assert first == second
 
 
@@ -87,7 +87,7 @@ def test_selection_by_a_reference_keeps_its_ratio_of_residues(task: Path) -> Non
     write_reference(reference)
     selection = {"mode": "large", "ratio": 0.5, "reference": str(run_path(reference))}
     stage = AlignStage(make_config(task, selection=selection))
-    logged = stage.loss(stage.model, next(stage.batches(Position(), 0, 1)).batch).logged()
+    logged = stage.loss(stage.model, next(stage.batches(Position(), 0, 1)).batch, 1).logged()
     for name in ("structure", "sequence_to_structure", "structure_to_sequence"):
         # A share of some hundred residues cannot be 0.5 to better than one residue.
         assert logged[f"selected_fraction_{name}"] == pytest.approx(0.5, abs=0.02)

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from configs.errors import UserError
-from configs.train import DataConfig, LossConfig, TrainConfig, TrunkConfig
+from configs.losses import LossConfig
+from configs.train import TrainConfig
+from configs.training_data import DataConfig
+from configs.trunk import TrunkConfig
 from pretrain.model import load, weights
 from pretrain.model.alignment import AlignmentModel
 from pretrain.model.contacts import ContactRegression, read_contact_regression, write_contact_regression
