@@ -21,6 +21,11 @@ KEYED_BITS = 53
 _UNUSED_BITS = np.uint64(64 - KEYED_BITS)
 _STRETCH_CHAINS = 4096
 _CARRY_BELOW = 0.98
+_ORDER_SPREAD = 0.5
+"""Packing takes chains by length times a number drawn anew each epoch from 1 -+ half of this. By length alone the same
+chains met in every epoch (of 1,000 real chains all pairs of a pack, now one in ten); packs stay as full."""
+_ORDER_KEY = 2**62
+"""Keyed numbers of this residue decide the order; no chain has so many."""
 
 
 class Crop(NamedTuple):
@@ -102,6 +107,8 @@ def plan_epoch(
     residues = np.asarray(residues, dtype=np.int64)
     lengths = np.minimum(residues, config.max_residues)
     starts = (keyed_uniform(seed, epoch, samples) * (residues - lengths + 1)).astype(np.int64)
+    spread = 1 + _ORDER_SPREAD * (keyed_uniform(seed, epoch, samples, _ORDER_KEY) - 0.5)
+    order = np.argsort(np.argsort(-(lengths + SPECIAL_TOKENS) * spread, kind="stable"))
     shuffle = np.random.Generator(np.random.PCG64([seed, epoch]))
     if config.shuffle_window_shards is None:
         windows = [shuffle.permutation(len(residues))]
@@ -112,12 +119,12 @@ def plan_epoch(
     carried: list[int] = []
     for number, window in enumerate(windows):
         last = number == len(windows) - 1
-        done, carried = _pack_window(lengths + SPECIAL_TOKENS, carried, window, config.pack_tokens, last)
+        done, carried = _pack_window(lengths + SPECIAL_TOKENS, order, carried, window, config.pack_tokens, last)
         packs += [done[k] for k in shuffle.permutation(len(done))]
     packs = _whole_pools(packs, config.packs_per_pool)
-    order = np.fromiter((i for pack in packs for i in pack), dtype=np.int64)
+    placed = np.fromiter((i for pack in packs for i in pack), dtype=np.int64)
     bounds = np.concatenate([[0], np.cumsum([len(pack) for pack in packs])])
-    return Plan(samples[order], starts[order], lengths[order], bounds, config.packs_per_pool)
+    return Plan(samples[placed], starts[placed], lengths[placed], bounds, config.packs_per_pool)
 
 
 def rank_crops(pool: Pool, rank: int, world_size: int) -> list[Crop]:
@@ -185,11 +192,12 @@ def _shard_windows(shards: np.ndarray, width: int, shuffle: np.random.Generator)
 
 
 def _pack_window(
-    tokens: np.ndarray, carried: list[int], order: np.ndarray, budget: int, last: bool
+    tokens: np.ndarray, order: np.ndarray, carried: list[int], window: np.ndarray, budget: int, last: bool
 ) -> tuple[list[list[int]], list[int]]:
-    """Pack a window in stretches of the shuffled order; chains of ill-filled packs go on to the next stretch.
+    """Pack a window's shuffled chains in stretches; chains of ill-filled packs go on to the next stretch.
 
     Args:
+        order: int [S], every chain's place when chains are taken, about by falling length.
         carried: chains that come from the window before; they stay here, so that no shard is needed for long.
         last: no window follows.
 
@@ -198,9 +206,9 @@ def _pack_window(
     """
     packs: list[list[int]] = []
     strangers = set(carried)
-    for begin in range(0, len(order), _STRETCH_CHAINS):
-        done = list(_best_fit(tokens, carried + order[begin : begin + _STRETCH_CHAINS].tolist(), budget))
-        at_end = begin + _STRETCH_CHAINS >= len(order)
+    for begin in range(0, len(window), _STRETCH_CHAINS):
+        done = list(_best_fit(tokens, order, carried + window[begin : begin + _STRETCH_CHAINS].tolist(), budget))
+        at_end = begin + _STRETCH_CHAINS >= len(window)
         carried = []
         for pack in done:
             stay = at_end and (last or not strangers.isdisjoint(pack))
@@ -211,11 +219,11 @@ def _pack_window(
     return packs, carried
 
 
-def _best_fit(tokens: np.ndarray, chains: list[int], budget: int) -> Iterator[list[int]]:
-    """Best-fit decreasing: longest chain first, each into the fullest pack that still takes it."""
+def _best_fit(tokens: np.ndarray, order: np.ndarray, chains: list[int], budget: int) -> Iterator[list[int]]:
+    """Best fit, long chains about first: each into the fullest pack that still takes it."""
     packs: list[list[int]] = []
     room: list[tuple[int, int]] = []
-    for chain in sorted(chains, key=lambda i: (-tokens[i], i)):
+    for chain in sorted(chains, key=order.__getitem__):
         need = int(tokens[chain])
         at = bisect_left(room, (need, -1))
         if at < len(room):
