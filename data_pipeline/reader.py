@@ -23,7 +23,7 @@ from data_pipeline.manifest import AUDIT_REMEDY, DamagedShard, read_manifest, sp
 from data_pipeline.schema import INDEX_COLUMNS, Sample
 from data_pipeline.shard_cache import RemotePath, ShardCache, is_url
 from data_pipeline.shard_file import ShardFile
-from data_pipeline.stored import ends_plainly, stored_sample
+from data_pipeline.stored import ends_plainly, own_copy, stored_sample
 
 __all__ = ["COLUMN", "DECODING_ERRORS", "DamagedShard", "ShardFile", "ShardReader", "SplitIndex"]
 
@@ -97,6 +97,8 @@ class ShardReader:
     def sample(self, split: str, i: int) -> Sample:
         """Sample i of a split; its fields are read-only views of the shard, decoded when they are first used.
 
+        Of a remote shard they are views of a copy: samples of more shards than the cache holds may stand together.
+
         Raises:
             DamagedShard: its shard's bytes are not those of the manifest.
         """
@@ -116,7 +118,8 @@ class ShardReader:
             arrays, plain = (mapped, at + header, at + length, residues, file.layout), True
         else:
             arrays, plain = _check_sample(file, row)
-        return stored_sample((arrays, mapped, facts, facts + facts_length, plain, file.damaged))
+        place = (arrays, mapped, facts, facts + facts_length, plain, file.damaged)
+        return stored_sample(place if file.is_local else own_copy(place))
 
     def key(self, split: str, i: int) -> str:
         """The key of sample i of a split."""

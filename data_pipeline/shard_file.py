@@ -135,6 +135,11 @@ class ShardFile:
         _OPEN.remove(self)
         self.release()
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the tar itself is mapped, and not a copy in a cache."""
+        return isinstance(self.path, Path)
+
     def is_near(self) -> bool:
         """Whether the tar can be mapped without a download."""
         return isinstance(self.path, Path) or self.opened is not None or self.path.cached(self.facts.sha256)
