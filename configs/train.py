@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 
 from configs.engine import CheckpointConfig, EngineConfig, OptimizerConfig, TrackingConfig
 from configs.loading import Config
-from configs.losses import LossConfig, SelectionConfig
+from configs.losses import LossConfig, SelectionConfig, with_paper_defaults
 from configs.teacher import DeriveConfig, TeacherConfig
-from configs.training_data import DataConfig
+from configs.training_data import DataConfig, ValidationConfig
 from configs.trunk import TrunkConfig
 
 
@@ -24,8 +24,9 @@ class TrainConfig(Config):
     runs: Path = Path("runs")
     seed: int = 0
     preset: Literal["default", "paper"] = "default"
-    """`paper`: the published choices that ours repair, as defaults of losses.* and selection.*: local negatives without
-    exclusions, constant denominators, selection within a rank; keys that are given win."""
+    """`paper`: the published choices that ours repair, as defaults: negatives of the rank alone without exclusions,
+    constant denominators, no bound of the temperature that matters, selection within a rank, unreliable residues in
+    the losses; keys that are given win."""
     data: DataConfig
     trunk: TrunkConfig | None = None
     teacher: TeacherConfig = TeacherConfig()
@@ -37,6 +38,7 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
@@ -45,11 +47,19 @@ class TrainConfig(Config):
             raise ValueError(f"stage {self.stage!r} needs `trunk`")
         if self.stage == "reference" and self.selection.mode != "off":
             raise ValueError("stage 'reference' trains without selection; set selection.mode=off")
-        if self.data.packs_per_pool % self.engine.num_workers:
+        packs, engine = self.data.packs_per_pool, self.engine
+        if packs < engine.num_workers or (engine.min_workers is None and packs % engine.num_workers):
             raise ValueError(
-                f"data.packs_per_pool {self.data.packs_per_pool} must be a multiple of engine.num_workers"
-                f" {self.engine.num_workers}"
+                f"data.packs_per_pool {packs} must be a multiple of engine.num_workers {engine.num_workers}"
+                " (with engine.min_workers: at least as many)"
             )
+        if self.stage == "teacher" and self.validation.pools:
+            raise ValueError("stage 'teacher' has no validation; set validation.pools=0")
         if self.stage != "teacher" and self.losses.mlm + self.losses.structure + self.losses.contrast == 0:
             raise ValueError("losses: every weight is 0; at least one must be positive")
         return self
+
+    @model_validator(mode="after")
+    def _published(self) -> Self:
+        # Not `before`: that would turn JSON's lists into Python's, which strict tuples refuse.
+        return with_paper_defaults(self) if self.preset == "paper" else self

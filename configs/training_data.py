@@ -30,6 +30,14 @@ def _folder_or_url(place: str | Path) -> str | Path:
     return place if "://" in place else Path(place)
 
 
+class ValidationConfig(Config):
+    """Losses on chains that are not trained on, taken with every checkpoint."""
+
+    pools: int = Field(default=0, ge=0)
+    """Pools of the split's first epoch (always the same chains, crops and masks), or all it has; 0: no validation."""
+    split: str = "validation"
+
+
 class DataConfig(Config):
     """Which chains, how they are cropped, packed and pooled."""
 

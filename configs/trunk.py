@@ -17,6 +17,9 @@ ESM2_SIZES: dict[str, tuple[int, int, int]] = {
 """Published ESM-2 models: layers, width, heads."""
 AMPLIFY_SIZES: dict[str, tuple[int, int, int]] = {"AMPLIFY_120M": (24, 640, 10), "AMPLIFY_350M": (32, 960, 15)}
 """Published AMPLIFY models: layers, width, heads."""
+ESMC_SIZES: dict[str, tuple[int, int, int]] = {"ESMC_300M": (30, 960, 15)}
+"""Published ESM-C models whose first licence allows any use: layers, width, heads."""
+PUBLISHED_SIZES = ESM2_SIZES | AMPLIFY_SIZES | ESMC_SIZES
 
 
 class LoraConfig(Config):
@@ -39,8 +42,9 @@ class TrunkConfig(Config):
     """The protein language model."""
 
     model: str = "custom"
-    """A published name (`esm2_t6_8M_UR50D` ... `esm2_t48_15B_UR50D`, `AMPLIFY_120M`, `AMPLIFY_350M`) or `custom`."""
-    family: Literal["esm2", "amplify"] = "esm2"
+    """A published name (`esm2_t6_8M_UR50D` ... `esm2_t48_15B_UR50D`, `AMPLIFY_120M`, `AMPLIFY_350M`, `ESMC_300M`) or
+    `custom`."""
+    family: Literal["esm2", "amplify", "esmc"] = "esm2"
     """Architecture of a `custom` model; a published name sets it."""
     layers: int | None = Field(default=None, ge=1)
     width: int | None = Field(default=None, ge=8)
@@ -69,8 +73,8 @@ class TrunkConfig(Config):
                 raise ValueError(
                     f"trunk.width {self.width} must be a multiple of 2 x heads ({2 * self.heads}) for rotary"
                 )
-        elif self.model not in ESM2_SIZES | AMPLIFY_SIZES:
-            allowed = ", ".join(["custom", *ESM2_SIZES, *AMPLIFY_SIZES])
+        elif self.model not in PUBLISHED_SIZES:
+            allowed = ", ".join(["custom", *PUBLISHED_SIZES])
             raise ValueError(f"trunk.model {self.model!r} is not known; allowed: {allowed}")
         elif {self.layers, self.width, self.heads} != {None}:
             raise ValueError(

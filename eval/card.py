@@ -4,7 +4,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from configs.evaluate import metric_label
 from configs.train import TrainConfig
-from configs.trunk import AMPLIFY_SIZES, ESM2_SIZES
+from configs.trunk import AMPLIFY_SIZES, ESM2_SIZES, ESMC_SIZES
 from eval.report import environment
 from eval.results import Result, Results
 from eval.tables import format_estimate
@@ -70,6 +70,8 @@ def _base_model(config: TrainConfig) -> str | None:
         return None
     if config.trunk.model in ESM2_SIZES:
         return f"facebook/{config.trunk.model}"
+    if config.trunk.model in ESMC_SIZES:
+        return f"biohub/{config.trunk.model.replace('_', '-')}"
     return f"chandar-lab/{config.trunk.model}" if config.trunk.model in AMPLIFY_SIZES else None
 
 

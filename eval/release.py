@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from configs.errors import UserError
@@ -19,7 +19,7 @@ from eval.results import REGRESSION_FILE, RESULTS_FILE, Results, read_results
 from pretrain.batch import Packed
 from pretrain.checkpoints import Checkpoint, open_checkpoint
 from pretrain.model.alignment import AlignmentModel
-from pretrain.model.contacts import ContactRegression, predict_contacts
+from pretrain.model.contacts import ContactRegression, predict_contacts, read_contact_regression
 from pretrain.model.export import write_huggingface_folder
 from pretrain.model.load import load_model
 
@@ -30,6 +30,11 @@ HEADS_FACTS = "heads.json"
 CARD_FILE = "README.md"
 TOLERANCE = 1e-5
 """Largest difference of logits between this project's model and the folder, relative to the largest logit (or 1)."""
+_HIDDEN_STATES = {
+    "esm2": "after the final LayerNorm (last_hidden_state of EsmModel)",
+    "esmc": "after the final LayerNorm (last_hidden_state of EsmcModel)",
+    "amplify": "output of the last layer, before the final RMSNorm",
+}
 _PROBES = ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQ", "GSHMACDEFGHIKLMNPQRSTVWYX", "M")
 """Sequences on which the written folder is compared with the checkpoint: every residue type, and the shortest chain."""
 log = logging.getLogger("eval")
@@ -106,9 +111,7 @@ def write_heads(model: AlignmentModel, checkpoint: Checkpoint, folder: Path) -> 
     facts = {
         "format_version": FORMAT_VERSION,
         "input": "hidden state of every residue (special tokens left out), divided by its Euclidean length",
-        "hidden_state": "after the final LayerNorm (last_hidden_state of EsmModel)"
-        if model.trunk.shape.family == "esm2"
-        else "output of the last layer, before the final RMSNorm",
+        "hidden_state": _HIDDEN_STATES[model.trunk.shape.family],
         "tensors": {name: list(tensor.shape) for name, tensor in sorted(state.items())},
         "heads": _head_facts(model, checkpoint),
     }
@@ -205,10 +208,7 @@ def _check_replaceable(folder: Path) -> None:
 
 def _regression(source: Path) -> ContactRegression | None:
     path = source / REGRESSION_FILE
-    if not path.is_file():
-        return None
-    tensors = load_file(path)
-    return ContactRegression(tensors["weight"], float(tensors["bias"][0]))
+    return read_contact_regression(path) if path.is_file() else None
 
 
 def _head_facts(model: AlignmentModel, checkpoint: Checkpoint) -> dict[str, object]:

@@ -23,6 +23,24 @@ class Packed:
 
 
 @dataclass(frozen=True)
+class ReferenceRows:
+    """What a derived column knows of the reference model at N residues; one pair of projections per teacher."""
+
+    structure_loss: Tensor | None
+    """float32 [N]: 3Di loss averaged over fixed masks, 0 where there is no state; None where that loss is off."""
+    sequence: tuple[Tensor, ...]
+    """float16 [N, P] each: projected sequence side, averaged over the masks, of length 1."""
+    structure: tuple[Tensor, ...]
+    """float16 [N, P] each: projected teacher embeddings, of length 1; 0 where there is none."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same rows on `device`."""
+        moved = [tuple(tensor.to(device) for tensor in side) for side in (self.sequence, self.structure)]
+        loss = None if self.structure_loss is None else self.structure_loss.to(device)
+        return replace(self, structure_loss=loss, sequence=moved[0], structure=moved[1])
+
+
+@dataclass(frozen=True)
 class Batch:
     """One rank's share of a pool. T tokens, M masked tokens, N residues (special tokens excluded), P proteins."""
 
@@ -37,17 +55,29 @@ class Batch:
     threedi: Tensor
     """int64 [N]: 3Di state, -1 where it is not valid."""
     structure_valid: Tensor
-    """bool [N]: residue has a backbone and a teacher embedding, so it may stand in the contrast."""
+    """bool [N]: residue has a backbone and a embedding of every teacher, so it may stand in the contrast."""
     teacher: Tensor | None
-    """float32 [N, E]: frozen teacher embeddings (0 where not valid); None when no contrast is trained."""
+    """float32 [N, E]: embeddings of the frozen teachers side by side (0 where not valid); None when no contrast is
+    trained."""
     protein: Tensor
     """int64 [N]: number of the protein, unique over the whole dataset."""
     cluster: Tensor
     """int64 [N]: sequence cluster of the protein."""
-    bfactor: Tensor
-    """float32 [N]: B-factor or pLDDT, NaN where unknown (for reports on what is selected)."""
+    reference: ReferenceRows | None = None
+    """From a derived column of the reference model, where the selection uses one."""
+    plddt: Tensor | None = None
+    """float32 [N]: of predicted models, NaN elsewhere. This and what follows only where a selection is reported."""
+    bfactor: Tensor | None = None
+    """float32 [N]: square Angstrom, of experiments; NaN elsewhere and where unknown."""
+    secondary: Tensor | None = None
+    """int8 [N]: 0 helix, 1 strand, 2 coil, -1 unknown."""
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with every tensor on `device`."""
         moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, packed=Packed(self.packed.tokens.to(device), self.packed.lengths), **moved)
+        return replace(
+            self,
+            packed=Packed(self.packed.tokens.to(device), self.packed.lengths),
+            reference=None if self.reference is None else self.reference.to(device),
+            **moved,
+        )

@@ -1,51 +1,86 @@
 """Between a DeepSpeed engine and full tensors by name, for every ZeRO stage, precision and world size.
 
 DeepSpeed keeps float32 parameters and Adam's moments in flat, partitioned buffers whose layout depends on stage and
-world. A checkpoint holds none of that: each parameter and moment is gathered whole, and cut again on the way back.
+world. A checkpoint holds none of that: each parameter and moment is put together whole, and cut again on the way back.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
-import deepspeed
 import torch
 from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
 
 from configs.errors import UserError
-from pretrain.checkpoints import Checkpoint, Share
+from pretrain.checkpoints import Checkpoint
+from pretrain.snapshot import Piece
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state beside its step counter, which is the same for every parameter and stands in state.json."""
 
 
-def gather_share(engine: Any, rank: int, world_size: int) -> Share:
-    """Gather every parameter and moment on all ranks, one at a time, and keep those this rank owns (number % world).
+def pieces_of(engine: Any, rank: int, world_size: int) -> Iterator[Piece]:
+    """What this rank holds of every parameter, moment and buffer, in the same order on all ranks; no communication.
 
-    A collective: every rank must call it. Buffers are taken from rank 0.
+    Values are the live tensors. Tensors that every rank holds whole (stage 0, frozen ones, buffers) are given by the
+    rank that owns them.
     """
     _link_moments(engine.optimizer)
     masters = _master_copies(engine)
-    weights: dict[str, Tensor] = {}
-    optimizer: dict[str, Tensor] = {}
+    named = dict(engine.module.named_parameters())
+    owners = _owners([getattr(p, "ds_numel", p.numel()) for p in named.values()], world_size)
+    for owner, (name, parameter) in zip(owners, named.items(), strict=True):
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        on_every_rank = id(parameter) in masters or not (parameter.requires_grad or hasattr(parameter, "ds_id"))
+        for moment in (None, *(MOMENTS if parameter.requires_grad else ())):
+            start, values = _held(engine, parameter, masters, moment)
+            if on_every_rank and rank != owner:
+                values = None
+            kind, key = ("weights", name) if moment is None else ("optimizer", f"{name}:{moment}")
+            yield Piece(kind, key, owner, shape, torch.float32, start, values)
+    for name, buffer in persistent_buffers(engine.module):
+        values = buffer.reshape(-1) if rank == 0 else None
+        yield Piece("weights", name, 0, tuple(buffer.shape), buffer.dtype, 0, values)
 
-    def keep(into: dict[str, Tensor], name: str, owner: int, value: Tensor) -> None:
-        if owner == rank:
-            into[name] = value.detach().to("cpu", torch.float32, copy=True)
 
-    for number, (name, parameter) in enumerate(engine.module.named_parameters()):
-        owner = number % world_size
-        keep(weights, name, owner, _full_parameter(parameter, masters))
-        for moment in MOMENTS if parameter.requires_grad else ():
-            keep(optimizer, f"{name}:{moment}", owner, _full_moment(engine, parameter, masters, moment))
-    if rank == 0:
-        weights |= {name: buffer.detach().cpu().clone() for name, buffer in persistent_buffers(engine.module)}
-    return Share(weights, optimizer)
+def _owners(sizes: list[int], world_size: int) -> list[int]:
+    """A rank for each size, such that all ranks have much the same to write: the largest first, to the least laden."""
+    laden, owners = [0] * world_size, [0] * len(sizes)
+    for number in sorted(range(len(sizes)), key=lambda each: -sizes[each]):
+        owners[number] = laden.index(min(laden))
+        laden[owners[number]] += sizes[number]
+    return owners
+
+
+def _held(
+    engine: Any, parameter: nn.Parameter, masters: dict[int, Tensor], moment: str | None
+) -> tuple[int, Tensor | None]:
+    """Start and flat values of this rank's part of a parameter's float32 copy, or of one of its moments."""
+    if id(parameter) in masters:
+        master = masters[id(parameter)]
+        return 0, (master if moment is None else _adam(engine).state[master][moment]).reshape(-1)
+    if hasattr(parameter, "ds_id"):
+        size = parameter.ds_tensor.numel()
+        start = min(size * engine.optimizer._get_param_partition_rank(parameter), parameter.ds_numel)
+        if not parameter.requires_grad:
+            values = parameter.ds_tensor
+        elif moment is None:
+            values = safe_get_local_fp32_param(parameter)
+        else:
+            values = safe_get_local_optimizer_state(parameter, moment)
+        # The last ranks' parts are padded.
+        return start, values.reshape(-1)[: parameter.ds_numel - start]
+    if not parameter.requires_grad:
+        return 0, parameter.reshape(-1)
+    fragment = parameter._hp_mapping
+    if fragment is None:
+        return 0, None
+    return fragment.lp_fragment_address.start, fragment.get_hp_fragment(moment).reshape(-1)
 
 
 def restore_optimizer(engine: Any, checkpoint: Checkpoint) -> None:
@@ -95,24 +130,6 @@ def _with_tied_names(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, 
     every_name = model.named_parameters(remove_duplicate=False)
     tied = {name: first_name[id(p)] for name, p in every_name if first_name[id(p)] != name}
     return weights | {name: weights[first] for name, first in tied.items() if first in weights}
-
-
-def _full_parameter(parameter: nn.Parameter, masters: dict[int, Tensor]) -> Tensor:
-    if id(parameter) in masters:
-        return masters[id(parameter)]
-    full = safe_get_full_fp32_param(parameter)
-    if full is not None:
-        return full
-    # Frozen: DeepSpeed keeps no float32 copy of it.
-    with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-        return parameter.data.clone()
-
-
-def _full_moment(engine: Any, parameter: nn.Parameter, masters: dict[int, Tensor], moment: str) -> Tensor:
-    if id(parameter) in masters:
-        master = masters[id(parameter)]
-        return _adam(engine).state.get(master, {}).get(moment, torch.zeros_like(master))
-    return safe_get_full_optimizer_state(parameter, moment)
 
 
 def _set(engine: Any, parameter: nn.Parameter, masters: dict[int, Tensor], moment: str | None, value: Tensor) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -30,6 +30,7 @@ MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 STATE = "state.json"
 CHECKPOINTS = "checkpoints"
+BEST = "best"
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 log = logging.getLogger("pretrain.checkpoints")
 
@@ -38,14 +39,31 @@ class DamagedCheckpoint(UserError):
     """A checkpoint folder whose content is not what its manifest says, or that has no manifest."""
 
 
+class Content(Protocol):
+    """What one rank contributes to a checkpoint."""
+
+    def write(self, folder: Path, rank: int) -> dict[str, FileFacts]:
+        """Write this rank's `weights-` and `optimizer-` files; returns what the manifest needs to know of them."""
+        ...
+
+
 @dataclass(frozen=True)
 class Share:
-    """What one rank contributes to a checkpoint: parameters and optimizer moments that it owns, on the CPU."""
+    """Whole tensors in memory: parameters and optimizer moments that a rank owns, on the CPU."""
 
     weights: dict[str, Tensor]
     """Full float32 parameters (and buffers, in their own type) by name."""
     optimizer: dict[str, Tensor]
     """Full float32 moments by `<parameter>:<moment>`."""
+
+    def write(self, folder: Path, rank: int) -> dict[str, FileFacts]:
+        """Write the tensors into a file per kind."""
+        facts = {}
+        for kind, tensors in (("weights", self.weights), ("optimizer", self.optimizer)):
+            if tensors:
+                name = share_name(kind, rank)
+                facts[name] = write_tensors(folder / name, tensors)
+        return facts
 
 
 @dataclass(frozen=True)
@@ -105,6 +123,8 @@ def list_checkpoints(run: Path) -> list[Path]:
 def open_checkpoint(path: Path | str, verify: bool = True) -> Checkpoint:
     """Open a checkpoint folder, or the last good one of a run folder (or of its `checkpoints/`).
 
+    `RUN/best` is the checkpoint of lowest validation loss.
+
     With `verify`, every file is read once and compared with its sha256. In a run folder a damaged checkpoint is named
     in a warning and the one before it is taken.
 
@@ -112,6 +132,11 @@ def open_checkpoint(path: Path | str, verify: bool = True) -> Checkpoint:
         UserError: nothing there, no good checkpoint in the run, or the named checkpoint is damaged.
     """
     path = Path(path)
+    if path.name == BEST and not path.exists():
+        best = best_checkpoint(path.parent)
+        if best is None:
+            raise UserError(f"checkpoint {path}: no checkpoint there was validated; set validation.pools, or name one")
+        path = best
     if _STEP_FOLDER.fullmatch(path.name) or (path / MANIFEST).is_file():
         return _open_one(path, verify)
     if not path.is_dir():
@@ -120,6 +145,19 @@ def open_checkpoint(path: Path | str, verify: bool = True) -> Checkpoint:
     if found is None:
         raise UserError(f"checkpoint {path}: no complete checkpoint there; train the run first, or name another folder")
     return found
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """The complete checkpoint of a run with the lowest validation loss; None where none was validated."""
+    losses = {}
+    for folder in list_checkpoints(run):
+        try:
+            state = json.loads((folder / STATE).read_text())
+        except (OSError, ValueError):
+            continue
+        if "loss" in state.get("validation", {}):
+            losses[folder] = state["validation"]["loss"]
+    return min(losses, key=losses.__getitem__, default=None)
 
 
 def last_good(run: Path, verify: bool = True) -> Checkpoint | None:
@@ -132,14 +170,9 @@ def last_good(run: Path, verify: bool = True) -> Checkpoint | None:
     return None
 
 
-def write_share(folder: Path, rank: int, share: Share) -> dict[str, FileFacts]:
-    """Write one rank's files and return what the manifest needs to know of them."""
-    facts = {}
-    for kind, tensors in (("weights", share.weights), ("optimizer", share.optimizer)):
-        if tensors:
-            name = f"{kind}-{rank:05d}.safetensors"
-            facts[name] = write_tensors(folder / name, tensors)
-    return facts
+def share_name(kind: str, rank: int) -> str:
+    """Name of one rank's file of `weights` or `optimizer`."""
+    return f"{kind}-{rank:05d}.safetensors"
 
 
 def clear_folder(folder: Path) -> None:
@@ -176,7 +209,7 @@ def save(
     step: int,
     config_text: str,
     state: dict[str, Any],
-    share: Share,
+    content: Content,
     rank: int = 0,
     exchange: Callable[[object], Sequence[Any]] = lambda value: [value],
 ) -> Path:
@@ -185,22 +218,42 @@ def save(
     `exchange` gathers one small value of every rank on every rank (and so is a barrier).
 
     Raises:
-        OSError: any rank could not write (disk full, say); raised on every rank, and no manifest is written.
+        OSError: any rank could not write (disk full, say); raised on every rank. No manifest is written, and what was
+            written is removed.
     """
     folder = step_folder(run, step)
-    _together(exchange, rank, lambda: clear_folder(folder) if rank == 0 else None)
-    shares = _together(exchange, rank, lambda: write_share(folder, rank, share))
-    files = {name: facts for part in shares for name, facts in part.items()}
-    _together(exchange, rank, lambda: complete(folder, step, config_text, state, files) if rank == 0 else None)
+    try:
+        _together(exchange, rank, lambda: clear_folder(folder) if rank == 0 else None)
+        parts = _together(exchange, rank, lambda: content.write(folder, rank))
+        files = {name: facts for part in parts for name, facts in part.items()}
+        _together(exchange, rank, lambda: complete(folder, step, config_text, state, files) if rank == 0 else None)
+    except OSError:
+        if rank == 0:
+            _remove(folder)
+        raise
     return folder
 
 
-def prune(run: Path, keep: int) -> list[Path]:
-    """Remove all but the newest `keep` complete checkpoints; returns what was removed."""
-    removed = list_checkpoints(run)[:-keep]
+def remove_unfinished(run: Path) -> list[Path]:
+    """Remove the folders that an interrupted save or removal left without a manifest; returns them."""
+    removed = [folder for _, folder in _step_folders(run) if not (folder / MANIFEST).is_file()]
     for folder in removed:
-        (folder / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(folder)
+        _remove(folder)
+    return removed
+
+
+def _remove(folder: Path) -> None:
+    """Free a folder's space as far as that is possible; what is left has no manifest."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def prune(run: Path, keep: int) -> list[Path]:
+    """Remove all but the newest `keep` complete checkpoints and the `best` one; returns what was removed."""
+    best = best_checkpoint(run)
+    removed = [folder for folder in list_checkpoints(run)[:-keep] if folder != best]
+    for folder in removed:
+        _remove(folder)
     return removed
 
 

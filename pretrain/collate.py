@@ -1,16 +1,22 @@
 """From samples to a `Batch`: crop, tokenise, mask; vectorised over all chains of a rank's share of a pool."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data_pipeline.schema import Sample, threedi_codes
 from data_pipeline.structure.chain import AMINO_ACIDS
-from pretrain.batch import Batch, Packed
+from pretrain.batch import Batch, Packed, ReferenceRows
 from pretrain.sampler import Crop, keyed_bits
+from pretrain.secondary_states import residue_states
+
+STRUCTURE_LOSS = "structure_loss"
+REFERENCE_SIDES = ("sequence.", "structure.")
+"""Beginnings of the names of arrays in a derived column of the reference model; the teacher's number follows."""
 
 
 class Tokens(Protocol):
@@ -32,6 +38,10 @@ class Item:
     cluster: int
     teacher: np.ndarray | None
     """float [chain residues, E]: frozen teacher embeddings of the whole chain."""
+    more_teachers: tuple[np.ndarray, ...] = ()
+    """The same of further teachers."""
+    reference: Mapping[str, np.ndarray] | None = None
+    """Arrays of the whole chain in a derived column of the reference model."""
 
 
 def collate(
@@ -41,6 +51,7 @@ def collate(
     seed: int,
     epoch: int,
     mask_unreliable: bool = True,
+    describe: bool = False,
 ) -> Batch:
     """Lay the crops end to end and mask `mask_fraction` of each one's standard residues (at least one).
 
@@ -49,6 +60,7 @@ def collate(
 
     Args:
         mask_unreliable: residues that the shards mark as unreliable have no 3Di state and no part in the contrast.
+        describe: also give pLDDT, B-factor and secondary structure, for reports on what is selected.
     """
     assert items, "a rank's share of a pool is never empty"
     numbers, starts, lengths = np.array([item.crop for item in items]).T
@@ -69,12 +81,7 @@ def collate(
     tokens[masked_index] = alphabet.mask_id
 
     valid, threedi = _structure(items, cuts, mask_unreliable)
-    teacher = None
-    if items[0].teacher is not None:
-        teacher = np.concatenate([item.teacher[cut] for item, cut in zip(items, cuts, strict=True)]).astype(np.float32)
-        valid &= teacher.any(axis=1)
-        teacher[~valid] = 0
-    bfactor = np.concatenate([item.sample.bfactor[cut] for item, cut in zip(items, cuts, strict=True)])
+    teacher = _teacher(items, cuts, valid)
     return Batch(
         packed=Packed(torch.from_numpy(tokens), tuple((lengths + 2).tolist())),
         masked_index=torch.from_numpy(masked_index),
@@ -82,11 +89,52 @@ def collate(
         residue_index=torch.from_numpy(residue_index),
         threedi=torch.from_numpy(threedi.astype(np.int64)),
         structure_valid=torch.from_numpy(valid),
-        teacher=None if teacher is None else torch.from_numpy(teacher),
+        teacher=teacher,
         protein=torch.from_numpy(numbers.repeat(lengths)),
         cluster=torch.from_numpy(np.array([item.cluster for item in items]).repeat(lengths)),
-        bfactor=torch.from_numpy(bfactor.astype(np.float32, copy=False)),
+        reference=_reference(items, cuts),
+        **(_description(items, cuts) if describe else {}),
     )
+
+
+def _teacher(items: Sequence[Item], cuts: Sequence[slice], valid: np.ndarray) -> Tensor | None:
+    """float32 [N, E] of all teachers; a residue that one of them does not embed is no longer `valid` (changed)."""
+    if items[0].teacher is None:
+        return None
+    chains = [((item.teacher, *item.more_teachers), cut) for item, cut in zip(items, cuts, strict=True)]
+    parts = [np.concatenate([rows[k][cut] for rows, cut in chains]) for k in range(len(chains[0][0]))]
+    for rows in parts:
+        valid &= rows.any(axis=1)
+    teacher = np.concatenate(parts, axis=1, dtype=np.float32) if len(parts) > 1 else parts[0].astype(np.float32)
+    teacher[~valid] = 0
+    return torch.from_numpy(teacher)
+
+
+def _reference(items: Sequence[Item], cuts: Sequence[slice]) -> ReferenceRows | None:
+    if items[0].reference is None:
+        return None
+    joined = {
+        name: torch.from_numpy(
+            np.concatenate([item.reference[name][cut] for item, cut in zip(items, cuts, strict=True)])
+        )
+        for name in items[0].reference
+    }
+    sides = [tuple(joined[name] for name in sorted(joined) if name.startswith(side)) for side in REFERENCE_SIDES]
+    return ReferenceRows(joined.get(STRUCTURE_LOSS), *sides)
+
+
+def _description(items: Sequence[Item], cuts: Sequence[slice]) -> dict[str, Tensor]:
+    """The fields of a batch by which a selection is reported."""
+    pairs = [(item.sample, cut) for item, cut in zip(items, cuts, strict=True)]
+    lengths = [item.crop.length for item in items]
+    confidence = np.concatenate([sample.bfactor[cut] for sample, cut in pairs]).astype(np.float32, copy=False)
+    predicted = np.array([sample.facts.get("method") == "predicted" for sample, _ in pairs]).repeat(lengths)
+    unknown = np.float32(np.nan)
+    return {
+        "plddt": torch.from_numpy(np.where(predicted, confidence, unknown)),
+        "bfactor": torch.from_numpy(np.where(predicted, unknown, confidence)),
+        "secondary": torch.from_numpy(residue_states(pairs)),
+    }
 
 
 def _structure(items: Sequence[Item], cuts: Sequence[slice], mask_unreliable: bool) -> tuple[np.ndarray, np.ndarray]:

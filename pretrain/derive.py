@@ -1,4 +1,4 @@
-"""Derived columns: a frozen teacher's embeddings of every chain, written once beside the shards."""
+"""Derived columns: what a frozen teacher or reference model says of every chain, written once beside the shards."""
 
 import hashlib
 import json
@@ -22,6 +22,7 @@ from data_pipeline.reader import ShardReader
 from pretrain.derive_forms import Errors, Moments, Projection, projection_sha256
 from pretrain.derive_pool import Pool, PoolSize
 from pretrain.derive_progress import shown
+from pretrain.derive_reference import reference_source
 from pretrain.derive_shard import (
     WORK_FOLDER,
     DeriveSettings,
@@ -31,6 +32,7 @@ from pretrain.derive_shard import (
     ShardWorker,
     open_worker,
 )
+from pretrain.derive_source import Source, TeacherSource
 from pretrain.ray_workers import ray_cluster
 from pretrain.teachers.load import load_teacher
 from pretrain.teachers.protocol import Teacher
@@ -47,7 +49,7 @@ Run = Callable[[Sequence[Any]], Iterator[Any]]
 
 
 def derive_teacher(config: TrainConfig, shards: Path) -> None:
-    """Write the column `teacher.column`: the embedding of every chain of every split, in the form `derive.form`.
+    """Write the column of every teacher that names one: embeddings of every chain of every split, in `derive.form`.
 
     The work is done shard by shard. Shards that an interrupted run finished are kept; so is a finished column of the
     same teacher and settings, except for shards of it that are damaged or lost. Another one is replaced.
@@ -56,15 +58,53 @@ def derive_teacher(config: TrainConfig, shards: Path) -> None:
         UserError: no column named, no teacher to load, no shards, settings that do not fit, or a shard over which
             workers die again and again.
     """
-    name = config.teacher.column
-    if name is None:
+    teachers = [teacher for teacher in (config.teacher, *config.more_teachers) if teacher.column is not None]
+    names = [teacher.column for teacher in teachers]
+    if not teachers:
         raise UserError(
             f"teacher.column is not set: name the column to write, e.g. teacher.column={config.teacher.kind}"
         )
-    teacher = load_teacher(config.teacher)
+    if len(set(names)) < len(names):
+        raise UserError(f"more_teachers: columns {', '.join(names)}; allowed: one column for each teacher, rename one")
+    for settings in teachers:
+        teacher, derive = load_teacher(settings), config.derive
+        if derive.pca_width is not None and derive.pca_width > teacher.width:
+            raise UserError(
+                f"derive.pca_width {derive.pca_width}: the teacher has {teacher.width} features; allowed: 1 to"
+                f" {teacher.width}"
+            )
+        source = TeacherSource(settings, teacher.weights_sha256, derive)
+        depends_on_base = derive.form == "pca"
+        _write(config, shards, settings.column, source, column_facts(config, teacher), depends_on_base)
+
+
+def derive_reference(config: TrainConfig, shards: Path) -> None:
+    """Write the column `selection.column`: what the frozen reference model loses on every chain, approximately.
+
+    Per residue its 3Di loss averaged over `derive.masks` fixed masks, and both of its projections; written and
+    continued like a teacher's column.
+
+    Raises:
+        UserError: as `derive_teacher`, and no reference model, or one that does not fit the config.
+    """
+    name = config.selection.column
+    if name is None:
+        raise UserError("selection.column is not set: name the column to write, e.g. selection.column=reference")
+    if name in {teacher.column for teacher in (config.teacher, *config.more_teachers)}:
+        raise UserError(f"selection.column {name!r}: is a teacher's column; choose another name")
+    with ShardReader(shards, verify=config.data.verify) as reader:
+        source, facts = reference_source(config, reader)
+    _write(config, shards, name, source, facts, depends_on_base=True)
+    log.info("derived column %s is an approximation of the reference model: %s", name, facts["approximation"])
+
+
+def _write(
+    config: TrainConfig, shards: Path, name: str, source: Source, facts: dict[str, Any], depends_on_base: bool
+) -> None:
+    """Bring one column about."""
     started = time.perf_counter()
     with ShardReader(shards, verify=config.data.verify) as reader:
-        column = _Column(config, reader, name, teacher)
+        column = _Column(config, reader, name, source, facts, depends_on_base)
         with _runner(config, column) as run:
             results = column.make(run)
         residues = sum(result.facts.residues for result in results if result.made)
@@ -80,26 +120,29 @@ def derive_teacher(config: TrainConfig, shards: Path) -> None:
 class _Column:
     """What the column is to hold, and what is there of it."""
 
-    def __init__(self, config: TrainConfig, reader: ShardReader, name: str, teacher: Teacher) -> None:
-        derive = config.derive
-        if derive.pca_width is not None and derive.pca_width > teacher.width:
-            raise UserError(
-                f"derive.pca_width {derive.pca_width}: the teacher has {teacher.width} features; allowed: 1 to"
-                f" {teacher.width}"
-            )
+    def __init__(
+        self,
+        config: TrainConfig,
+        reader: ShardReader,
+        name: str,
+        source: Source,
+        facts: dict[str, Any],
+        depends_on_base: bool,
+    ) -> None:
+        """`depends_on_base`: a chain's arrays depend on other chains of the shards, or on its place among them."""
         self.reader = reader
         self.folder = Path(reader.folder).resolve() / DERIVED_FOLDER / name
-        self.facts = column_facts(config, teacher)
-        content = reader.manifest.content_sha256 if derive.form == "pca" else None
+        self.facts = facts
+        content = reader.manifest.content_sha256 if depends_on_base else None
         identity = json.dumps([ALGORITHM, self.facts, content], sort_keys=True)
         self.settings = DeriveSettings(
             started_in=os.getcwd(),
             shards=Path(reader.folder).resolve(),
             column=self.folder,
             verify=config.data.verify,
-            teacher=config.teacher,
-            weights_sha256=teacher.weights_sha256,
-            derive=derive,
+            source=source,
+            derive=config.derive,
+            pca=facts["form"] == "pca",
             identity=hashlib.sha256(identity.encode()).hexdigest(),
         )
         self.num_shards = sum(len(reader.files(split)) for split in reader.splits)
@@ -110,7 +153,7 @@ class _Column:
         known = self._known()
         if known is None:
             self._begin()
-        if self.settings.derive.form == "pca":
+        if self.settings.pca:
             self._fit(run)
         there = {shard.name: shard for shards in known.splits.values() for shard in shards} if known else {}
         tasks = [
@@ -118,7 +161,7 @@ class _Column:
             for split in self.reader.splits
             for number, file in enumerate(self.reader.files(split))
         ]
-        results = list(shown(run(tasks), self.residues, f"{self.facts['teacher']} embeddings"))
+        results = list(shown(run(tasks), self.residues, self.settings.source.what))
         results.sort(key=lambda result: (self.reader.splits.index(result.split), result.number))
         if known is None or any(there[result.facts.name] != result.facts for result in results):
             self._finish(results, known)
@@ -155,7 +198,7 @@ class _Column:
         return manifest if same else None
 
     def _pca_sha256(self) -> str | None:
-        if self.settings.derive.form != "pca":
+        if not self.settings.pca:
             return None
         return projection_sha256(self.folder, self.settings.identity)
 
@@ -180,7 +223,7 @@ class _Column:
 
     def _finish(self, results: list[ShardResult], known: DerivedManifest | None) -> None:
         facts = {**self.facts, "identity": self.settings.identity}
-        if self.settings.derive.form == "pca":
+        if self.settings.pca:
             facts["pca_sha256"] = self._pca_sha256()
         if known is not None:
             # Only damaged shards were made, again with the same content, so that the error is what it was.
@@ -196,7 +239,7 @@ class _Column:
         write_derived_manifest(self.reader.manifest, self.folder, facts, splits)
         error = facts["error"]
         log.info(
-            "form %s: relative error %.2g, cosine to the teacher %.6f on average, %.6f at worst",
+            "form %s: relative error %.2g, cosine to what was computed %.6f on average, %.6f at worst",
             *(facts["form"], error["relative_rms"], error["cosine_mean"], error["cosine_min"]),
         )
 
@@ -234,7 +277,7 @@ def _runner(config: TrainConfig, column: _Column) -> Iterator[Run]:
     with ray_cluster(EngineConfig(num_workers=workers, address=config.engine.address)):
         size = _pool_size(wanted, column.num_shards)
         log.info("%d Ray actors, %s each", size.actors, f"{size.gpus_each} GPU" if size.gpus_each else "1 CPU")
-        with Pool(open_worker, column.settings, size, lambda task: f"derive teacher: shard {task.name}") as pool:
+        with Pool(open_worker, column.settings, size, lambda task: f"{column.folder.name}: shard {task.name}") as pool:
             yield pool.run
 
 

@@ -1,4 +1,4 @@
-"""One shard of a derived column: embed its chains in batches, write the tar, leave a mark that it is done."""
+"""One shard of a derived column: compute its chains in batches, write the tar, leave a mark that it is done."""
 
 import hashlib
 import os
@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from configs.errors import UserError
-from configs.teacher import DeriveConfig, TeacherConfig
+from configs.teacher import DeriveConfig
 from data_pipeline.derived import DerivedShard
 from data_pipeline.manifest import Record, ShardFacts, read_sealed, write_sealed
 from data_pipeline.reader import DECODING_ERRORS, ShardFile, ShardReader
 from data_pipeline.schema import INDEX_COLUMNS, SCHEMA_VERSION, Sample, decode_sample
-from pretrain.derive_forms import Errors, Form, Moments, one_thread, projection_sha256, read_projection
-from pretrain.teachers.load import load_teacher
-from pretrain.teachers.protocol import Teacher
+from pretrain.derive_forms import Errors, Moments, one_thread, projection_sha256
+from pretrain.derive_source import Maker, Source
 
 WORK_FOLDER = ".work"
 """Inside the column's folder while it is being written: unfinished files and the marks of finished shards."""
@@ -39,9 +37,10 @@ class DeriveSettings:
     column: Path
     """Folder of the derived column."""
     verify: bool
-    teacher: TeacherConfig
-    weights_sha256: str
+    source: Source
     derive: DeriveConfig
+    pca: bool
+    """Whether arrays are encoded with components beside the shards."""
     identity: str
     """sha256 over all that decides the column's bytes, beside the base shards."""
 
@@ -96,14 +95,13 @@ class ShardMark(Record):
 
 
 class ShardWorker:
-    """Works on shards one after another; opens the teacher for the first that is not done yet."""
+    """Works on shards one after another; opens the source for the first that is not done yet."""
 
     def __init__(self, settings: DeriveSettings) -> None:
         self._settings = settings
         self._reader = ShardReader(settings.shards, verify=settings.verify)
         self._work = settings.column / WORK_FOLDER
-        self._teacher: Teacher | None = None
-        self._form: Form | None = None
+        self._maker: Maker | None = None
 
     def __call__(self, task: ShardTask | MomentsTask) -> ShardResult | tuple[int, Moments]:
         base = self._reader.files(task.split)[task.number]
@@ -120,7 +118,7 @@ class ShardWorker:
         if task.known is not None and is_whole(self._settings.column, task.known):
             return ShardResult(task.split, task.number, task.known, None, made=False)
         pca = None
-        if self._settings.derive.form == "pca":
+        if self._settings.pca:
             pca = projection_sha256(self._settings.column, self._settings.identity)
         path = self._work / f"{Path(base.facts.name).stem}.json"
         mark = read_mark(path)
@@ -131,7 +129,7 @@ class ShardWorker:
         if task.known is not None:
             # Of a finished column, which has no such folder; otherwise derive made it, and only derive may.
             self._work.mkdir(exist_ok=True)
-        facts, errors = self._write(base)
+        facts, errors = self._write(base, task)
         write_sealed(
             path,
             ShardMark(
@@ -145,24 +143,26 @@ class ShardWorker:
         )
         return ShardResult(task.split, task.number, facts, errors, made=True)
 
-    def _write(self, base: ShardFile) -> tuple[ShardFacts, Errors]:
-        teacher, form = self._open_teacher(), self._open_form()
+    def _write(self, base: ShardFile, task: ShardTask) -> tuple[ShardFacts, Errors]:
+        maker = self._open_maker()
+        first = sum(file.facts.samples for file in self._reader.files(task.split)[: task.number])
         parts: list[Errors] = []
         with DerivedShard(self._settings.column / base.facts.name, self._work) as shard:
             for window in windows(_lengths(base), self._settings.derive.batch_residues):
-                encoded: dict[int, Any] = {}
+                made: dict[int, Any] = {}
                 for rows in window:
                     samples = [read_sample(base, row) for row in rows]
-                    for row, sample, embedding in zip(rows, samples, teacher.embed_many(samples), strict=True):
-                        encoded[row] = (sample.key, *form.encode(embedding, sample.valid))
-                for row in sorted(encoded):
-                    key, arrays, errors = encoded[row]
+                    numbers = [first + row for row in rows]
+                    for row, sample, chain in zip(rows, samples, maker(task.split, numbers, samples), strict=True):
+                        made[row] = (sample.key, *chain)
+                for row in sorted(made):
+                    key, arrays, errors = made[row]
                     shard.add(key, arrays, int(base.table[row, _RESIDUES]))
                     parts.append(errors)
             return shard.commit(), Errors.total(parts)
 
     def _moments(self, base: ShardFile, task: MomentsTask) -> tuple[int, Moments]:
-        teacher = self._open_teacher()
+        teacher = self._open_maker().teacher
         lengths = _lengths(base)
         order = np.random.Generator(np.random.PCG64(task.number)).permutation(len(lengths))
         ends = np.cumsum(np.array(lengths)[order])
@@ -176,24 +176,10 @@ class ShardWorker:
                 total = total.plus(Moments.of(np.concatenate(rows)))
         return task.number, total
 
-    def _open_teacher(self) -> Teacher:
-        if self._teacher is None:
-            teacher = load_teacher(self._settings.teacher)
-            if teacher.weights_sha256 != self._settings.weights_sha256:
-                raise UserError(
-                    f"teacher.weights {self._settings.teacher.weights}: not the same here as where derive was started;"
-                    " name weights that all machines share"
-                )
-            if torch.cuda.is_available():
-                teacher = teacher.to("cuda")
-            self._teacher = teacher
-        return self._teacher
-
-    def _open_form(self) -> Form:
-        if self._form is None:
-            derive = self._settings.derive
-            self._form = Form.of(derive, read_projection(self._settings.column) if derive.form == "pca" else None)
-        return self._form
+    def _open_maker(self) -> Maker:
+        if self._maker is None:
+            self._maker = self._settings.source.open(self._settings.column, self._reader)
+        return self._maker
 
 
 def open_worker(settings: DeriveSettings) -> ShardWorker:

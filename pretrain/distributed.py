@@ -32,6 +32,16 @@ class Rows:
     """Rows of every rank."""
     rank: int
 
+    @classmethod
+    def alone(cls, count: int) -> "Rows":
+        """Rows that stand for themselves, whatever the world: a pool of this rank's own, without any collective."""
+        return cls((count,), 0)
+
+    @property
+    def shared(self) -> bool:
+        """Whether other ranks have a part in the pool."""
+        return len(self.sizes) > 1
+
     @property
     def total(self) -> int:
         """Rows of the whole pool."""
@@ -47,7 +57,7 @@ class Rows:
 def rows_of(counts: list[int], device: torch.device, group: Group = None) -> list[Rows]:
     """The layout of several kinds of rows, of which this rank holds `counts`, from one collective."""
     if not is_distributed(group):
-        return [Rows((count,), 0) for count in counts]
+        return [Rows.alone(count) for count in counts]
     mine = torch.tensor(counts, dtype=torch.int64, device=device)
     every = [torch.empty_like(mine) for _ in range(world_size(group))]
     dist.all_gather(every, mine, group=group)
@@ -66,7 +76,7 @@ def all_sum(tensor: Tensor, group: Group = None) -> Tensor:
 def gather_values(tensor: Tensor, rows: Rows, group: Group = None) -> Tensor:
     """All ranks' rows in rank order, without gradient; [n, ...] becomes [rows.total, ...]."""
     tensor = tensor.detach()
-    if len(rows.sizes) == 1:
+    if not rows.shared:
         return tensor
     # Gloo gathers equal shapes only: pad to the longest rank.
     longest = max(rows.sizes)
@@ -95,8 +105,8 @@ def gather_rows(tensor: Tensor, group: Group = None, rows: Rows | None = None) -
     A collective in both directions: every rank must call it, and run backward through it, even with 0 rows.
     `rows` saves the exchange of sizes where it is already known.
     """
-    if not is_distributed(group):
-        return tensor
     if rows is None:
         (rows,) = rows_of([len(tensor)], tensor.device, group)
+    if not rows.shared:
+        return tensor
     return _GatherRows.apply(tensor, rows, group)

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -18,9 +18,11 @@ from torch import nn
 from configs.engine import EngineConfig, OptimizerConfig
 from configs.errors import UserError
 from configs.train import TrainConfig
-from pretrain.checkpoints import Checkpoint, Share
-from pretrain.deepspeed_settings import deepspeed_settings
+from pretrain.checkpoints import Checkpoint
+from pretrain.deepspeed_settings import deepspeed_settings, prepare_for_zero
+from pretrain.memory import keep_freed_memory
 from pretrain.model.parameter_groups import param_groups
+from pretrain.snapshot import Snapshot, Writers
 
 log = logging.getLogger("pretrain.engine")
 
@@ -32,6 +34,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    writers: Writers = field(default_factory=Writers)
+    """Its place among those who write checkpoints: they speak beside the training."""
 
 
 @dataclass
@@ -48,6 +52,10 @@ class Engine:
     grad_norm: float = math.nan
     """Global gradient norm of the last update, before clipping."""
     optimizer_steps: int = 0
+    updated: bool = True
+    """Whether the last update took place: it is skipped where the loss or a gradient is not finite on any rank."""
+    _buffers: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    """Buffers that are part of the weights (running means, say), each with its value after the last update."""
 
     def set_learning_rate(self, factor: float) -> float:
         """Set every group's rate to `factor` times its base rate; returns the first group's."""
@@ -57,24 +65,38 @@ class Engine:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradients of one pool, averaged over ranks and over the pools of a step."""
-        self._deepspeed.backward(loss)
+        # A loss that is no number gives gradients that are none, whatever its derivative: then no rank updates.
+        self._deepspeed.backward(loss * (1 + 0 * loss.detach()))
 
     def step(self) -> None:
-        """End of a pool: on the last pool of a step, clip and update the weights."""
+        """End of a pool: on the last pool of a step, clip and update the weights, or skip the update on every rank."""
         last = self._deepspeed.is_gradient_accumulation_boundary()
         if last and self._clip:
             self.grad_norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self._clip))
+            if not math.isfinite(self.grad_norm):
+                # AdamW leaves parameters alone that have no gradient.
+                self._deepspeed.zero_grad()
         self._deepspeed.step()
-        if last:
-            self.optimizer_steps += 1
-            if not self._clip:
-                self.grad_norm = float(self._deepspeed.get_global_grad_norm() or math.nan)
+        if not last:
+            return
+        if not self._clip:
+            # DeepSpeed makes no update by itself where the global norm is not finite.
+            applied = self._deepspeed.was_step_applied()
+            self.grad_norm = float(self._deepspeed.get_global_grad_norm() or 0.0) if applied else math.nan
+        self.updated = math.isfinite(self.grad_norm)
+        self.optimizer_steps += self.updated
+        for buffer, kept in self._buffers:
+            kept.copy_(buffer) if self.updated else buffer.copy_(kept)
 
-    def gather(self) -> Share:
-        """This rank's share of a checkpoint; a collective."""
-        from pretrain.canonical import gather_share
+    def snapshot(self, copy: bool) -> Snapshot:
+        """What this rank holds of a checkpoint; no communication.
 
-        return gather_share(self._deepspeed, self.world.rank, self.world.size)
+        Without `copy` it holds the live tensors, so it must be written before training goes on.
+        """
+        from pretrain.canonical import pieces_of
+
+        pieces = pieces_of(self._deepspeed, self.world.rank, self.world.size)
+        return Snapshot(pieces, self.world.writers, copy)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue where a checkpoint's optimizer stood; the module holds its weights already."""
@@ -82,10 +104,6 @@ class Engine:
 
         restore_optimizer(self._deepspeed, checkpoint)
         self.optimizer_steps = checkpoint.state["optimizer_steps"]
-
-    def any_rank(self, flag: bool) -> bool:
-        """Whether any rank says yes, known to all."""
-        return bool(self.max_over_ranks(float(flag)))
 
     def max_over_ranks(self, value: float) -> float:
         """The largest of every rank's values, known to all."""
@@ -97,9 +115,7 @@ class Engine:
 
     def exchange(self, value: object) -> list[Any]:
         """Every rank's small value, in rank order, on all ranks; also a barrier."""
-        values: list[Any] = [None] * self.world.size
-        dist.all_gather_object(values, value)
-        return values
+        return self.world.writers.exchange(value)
 
 
 def prepare_process(config: EngineConfig) -> None:
@@ -144,23 +160,28 @@ def join_world(config: EngineConfig) -> World:
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-    if dist.get_world_size() != config.num_workers:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    fewest = config.min_workers or config.num_workers
+    if not fewest <= size <= config.num_workers:
+        allowed = config.num_workers if fewest == config.num_workers else f"{fewest} to {config.num_workers}"
         raise UserError(
-            f"engine.num_workers is {config.num_workers} but {dist.get_world_size()} processes were started;"
-            " make them equal"
+            f"engine.num_workers is {allowed} but {size} processes were started; make them equal, or set"
+            " engine.min_workers for fewer"
         )
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    return World(dist.get_rank(), dist.get_world_size(), device)
+    # Checkpoints are written in a thread, whose exchanges must not meet those of the training.
+    group = dist.new_group(backend="gloo") if size > 1 else None
+    return World(rank, size, device, Writers(rank, size, group))
 
 
 def build_engine(model: nn.Module, config: TrainConfig, world: World) -> Engine:
     """Wrap a model, with AdamW in groups of their own rates, for training."""
     import deepspeed
 
-    from pretrain.canonical import create_optimizer_state
+    from pretrain.canonical import create_optimizer_state, persistent_buffers
 
     settings = deepspeed_settings(config)
     optimizer = make_optimizer(model, config.optimizer, world.device)
@@ -168,12 +189,20 @@ def build_engine(model: nn.Module, config: TrainConfig, world: World) -> Engine:
     for group in optimizer.param_groups:
         # DeepSpeed's stage 0 in bf16 begins with an update by gradients of zero, which would decay the weights.
         group["lr"] = 0.0
+    prepare_for_zero(model, config)
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     create_optimizer_state(wrapped, 0)
+    if world.device.type == "cpu":
+        # Not sooner: what was freed while the model was divided has gone back to the system.
+        keep_freed_memory()
+    if hasattr(wrapped.optimizer, "check_grad_overflow"):
+        # ZeRO-1 and 2 in bf16 would apply gradients that are no numbers; in float32 the norm shows them anyway.
+        wrapped.optimizer.check_grad_overflow = config.engine.precision == "bf16"
+    buffers = [(buffer, buffer.clone()) for _, buffer in persistent_buffers(wrapped.module)]
     clips_itself = isinstance(wrapped.optimizer, torch.optim.Optimizer)
     # Without ZeRO in float32 DeepSpeed clips but keeps no norm to log: clip here instead.
     clip = (config.optimizer.clip or math.inf) if clips_itself else 0.0
-    return Engine(wrapped, world, wrapped, base_rates, clip)
+    return Engine(wrapped, world, wrapped, base_rates, clip, _buffers=buffers)
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:

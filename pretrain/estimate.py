@@ -1,6 +1,6 @@
 """`--dry-run`: what a config will need, before it is started: parameters, memory per worker, steps per epoch, time."""
 
-import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,43 +10,36 @@ from rich.table import Table
 
 from configs.engine import EngineConfig
 from configs.errors import UserError
+from configs.teacher import TeacherConfig
 from configs.train import TrainConfig
 from data_pipeline.derived import DerivedReader
 from data_pipeline.reader import ShardReader
 from pretrain.checkpoints import open_checkpoint
 from pretrain.feed import epoch_planner
+from pretrain.memory_estimate import Memory, Sizes, predict_memory
+from pretrain.model.shape import trunk_shape
+from pretrain.throughput import matrix_elements, matrix_flops, neighbours_of_a_token, token_flops
 
-ADAM_BYTES = 8
-"""Two float32 moments per parameter."""
-ACTIVATION_ELEMENTS = 19
-"""Kept for backward per token, layer and unit of width: norms 2 + 2, q k v 3, rotated q k 2, attention 1, residuals 1,
-feed-forward 4 + 4; attention itself is recomputed by the fused kernels."""
+MPNN_WIDTH = 64
+"""Features of the MPNN encoder."""
 STEP_OVER_GEMM = 1.8
 """A training step's time over its bare matrix products, as measured on CPUs."""
-_BENCH_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Predictions for one config; bytes and seconds are those of one worker."""
+    """Predictions for one config; bytes, operations and seconds are those of one worker."""
 
     trunk_parameters: int
     head_parameters: int
-    state_bytes: int
-    """Weights, gradients and optimizer state as the ZeRO stage spreads them."""
-    gathered_bytes: int
-    """ZeRO stage 3: the layers that are whole at one moment."""
-    activation_bytes: int
-    reference_bytes: int
+    trained_parameters: int
+    memory: Memory
     tokens_per_step: int
+    """All workers."""
     pools_per_epoch: int | None
     """None where the shards are not there yet."""
     step_flops: float
-    """Of one worker."""
-
-    @property
-    def total_bytes(self) -> int:
-        return self.state_bytes + self.gathered_bytes + self.activation_bytes + self.reference_bytes
+    """Of the matrix products really made: what is computed again with activation checkpointing counts too."""
 
 
 def estimate(config: TrainConfig) -> Estimate:
@@ -58,47 +51,34 @@ def estimate(config: TrainConfig) -> Estimate:
     if config.trunk is None:
         raise UserError("--dry-run: stage 'teacher' trains a small GearNet; there is nothing to estimate")
     from pretrain.model.alignment import AlignmentModel
-    from pretrain.model.shape import trunk_shape
+    from pretrain.model.lora import apply_lora
 
     shape = trunk_shape(config.trunk)
     with torch.device("meta"):
-        model = AlignmentModel(shape, config.losses, _teacher_width(config))
+        model = AlignmentModel(shape, config.losses, _teacher_widths(config))
+        if config.trunk.lora is not None:
+            apply_lora(model.trunk, config.trunk.lora)
     trunk = sum(p.numel() for p in model.trunk.parameters())
-    whole = sum(p.numel() for p in model.parameters())
-    largest_layer = max(sum(p.numel() for p in layer.parameters()) for layer in model.trunk.layers)
-    packs = config.data.packs_per_pool // config.engine.num_workers
-    tokens = packs * config.data.pack_tokens
-    value = 4 if config.engine.precision == "fp32" else 2
-    matrices = sum(p.numel() for n, p in model.trunk.named_parameters() if p.ndim == 2 and "embedding" not in n)
-    attention = 12 * shape.layers * shape.width * min(config.data.max_residues, config.data.pack_tokens) / 2
+    sizes = Sizes(
+        every=sum(p.numel() for p in model.parameters()),
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        largest_layer=max(sum(p.numel() for p in layer.parameters()) for layer in model.trunk.layers),
+    )
+    data = config.data
+    tokens = data.packs_per_pool // config.engine.num_workers * data.pack_tokens
+    matrices, length = matrix_elements(model.trunk), _mean_length(config)
+    flops = token_flops(shape, matrices, length)
+    if config.engine.activation_checkpointing:
+        flops += 2 * matrices.every + 4 * shape.layers * shape.width * length
     return Estimate(
         trunk_parameters=trunk,
-        head_parameters=whole - trunk,
-        state_bytes=state_bytes(whole, config.engine),
-        gathered_bytes=2 * largest_layer * value if config.engine.zero_stage == 3 else 0,
-        activation_bytes=tokens * shape.width * shape.layers * ACTIVATION_ELEMENTS * value,
-        reference_bytes=_reference_bytes(config),
-        tokens_per_step=config.data.packs_per_pool * config.data.pack_tokens * config.data.pools_per_step,
+        head_parameters=sizes.every - trunk,
+        trained_parameters=sizes.trained,
+        memory=predict_memory(config, shape, sizes, tokens, _reference_bytes(config)),
+        tokens_per_step=data.packs_per_pool * data.pack_tokens * data.pools_per_step,
         pools_per_epoch=_pools_per_epoch(config),
-        step_flops=tokens * config.data.pools_per_step * (6 * matrices + attention),
+        step_flops=tokens * data.pools_per_step * flops,
     )
-
-
-def state_bytes(num_parameters: int, engine: EngineConfig) -> int:
-    """Bytes of weights, gradients, float32 copies and moments on one worker.
-
-    Stage 1 divides copies and moments by the number of workers, stage 2 also gradients, stage 3 also weights. DeepSpeed
-    keeps a float32 copy beside the weights in every case but stage 0 in float32.
-    """
-    value = 4 if engine.precision == "fp32" else 2
-    copies = 0 if engine.zero_stage == 0 and engine.precision == "fp32" else 4
-    share = engine.num_workers
-    parts = {
-        "weights": value / (share if engine.zero_stage >= 3 else 1),
-        "gradients": value / (share if engine.zero_stage >= 2 else 1),
-        "optimizer": (copies + ADAM_BYTES) / (share if engine.zero_stage >= 1 else 1),
-    }
-    return int(num_parameters * sum(parts.values()))
 
 
 def print_estimate(config: TrainConfig) -> None:
@@ -109,12 +89,9 @@ def print_estimate(config: TrainConfig) -> None:
     rows: list[tuple[str, Any]] = [
         ("trunk parameters", f"{found.trunk_parameters:,}"),
         ("head parameters", f"{found.head_parameters:,}"),
+        ("  of both, trained", f"{found.trained_parameters:,}"),
         ("workers, ZeRO stage, precision", _engine_words(config.engine)),
-        ("memory per worker", f"{_gib(found.total_bytes)} beside the process itself"),
-        ("  weights, gradients, optimizer", _gib(found.state_bytes)),
-        ("  layers gathered at a time", _gib(found.gathered_bytes)),
-        ("  activations", _gib(found.activation_bytes)),
-        ("  reference model", _gib(found.reference_bytes)),
+        *_memory_rows(config, found.memory),
         ("tokens per step, all workers", f"{found.tokens_per_step:,}"),
         ("steps per epoch", _steps_words(config, found)),
         ("step time", step_time),
@@ -132,7 +109,7 @@ def _time_words(config: TrainConfig, found: Estimate) -> tuple[str, str, str]:
     if config.engine.gpus_per_worker and not torch.cuda.is_available():
         unknown = "unknown here"
         return unknown, unknown, "Time: the config asks for GPUs and this machine has none to measure."
-    flops = matrix_flops(config)
+    flops = _machine_flops(config)
     seconds = found.step_flops * STEP_OVER_GEMM / flops
     note = (
         f"Time: the step's matrix products at the {flops / 1e9:,.0f} GFLOP/s timed on this machine just now"
@@ -141,46 +118,75 @@ def _time_words(config: TrainConfig, found: Estimate) -> tuple[str, str, str]:
     return f"{seconds:.3g} s", f"{seconds * config.optimizer.steps / 3600:.3g} h", note
 
 
-def matrix_flops(config: TrainConfig) -> float:
-    """Floating-point operations per second of a matrix product of the trunk's shape, timed here and now."""
-    from pretrain.model.shape import trunk_shape
+def step_seconds(config: TrainConfig, found: Estimate) -> float:
+    """Of one optimizer update, on a device like this machine's, with a matrix product timed now."""
+    return found.step_flops * STEP_OVER_GEMM / _machine_flops(config)
 
+
+def _machine_flops(config: TrainConfig) -> float:
+    """Of one worker's threads or GPU."""
     assert config.trunk is not None
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
-    dtype = torch.float32 if config.engine.precision == "fp32" else torch.bfloat16
-    width, rows = trunk_shape(config.trunk).width, config.data.pack_tokens
     before = torch.get_num_threads()
     torch.set_num_threads(config.engine.cpus_per_worker)
     try:
-        left = torch.ones(rows, width, device=device, dtype=dtype)
-        right = torch.ones(width, 4 * width, device=device, dtype=dtype)
-        left @ right
-        begun, count = time.perf_counter(), 0
-        while time.perf_counter() - begun < _BENCH_SECONDS:
-            left @ right
-            count += 1
-            if on_gpu:
-                torch.cuda.synchronize()
-        return 2.0 * rows * width * 4 * width * count / (time.perf_counter() - begun)
+        return matrix_flops(trunk_shape(config.trunk).width, config.data.pack_tokens, config.engine.precision)
     finally:
         torch.set_num_threads(before)
 
 
-def _teacher_width(config: TrainConfig) -> int:
-    """Of the derived column where it exists, else as the config's teacher would give it."""
+def _memory_rows(config: TrainConfig, memory: Memory) -> list[tuple[str, Any]]:
+    """Of a GPU and its process apart, or of the process alone."""
+    on_gpu = config.engine.gpus_per_worker > 0
+    host = [("  process", memory.process), ("  start", memory.start), ("  checkpoint being written", memory.snapshot)]
+    parts = [
+        ("  weights, gradients, optimizer", memory.state),
+        ("  layers gathered at a time", memory.gathered),
+        ("  activations", memory.activations),
+        ("  gradients in communication", memory.bucket + memory.copies),
+        ("  reference model", memory.reference),
+    ]
+    if on_gpu:
+        on_host = memory.process + max(memory.start, memory.snapshot)
+        parts = [("memory per GPU", memory.training), *parts, ("memory of the host per GPU", on_host), *host]
+    else:
+        parts = [("memory per worker", memory.peak), *parts, *host]
+    return [(what, _gib(num_bytes)) for what, num_bytes in parts]
+
+
+def _mean_length(config: TrainConfig) -> float:
+    """Tokens of a token's own protein: of the shards, or where they are not there half of the longest."""
     try:
         with ShardReader(config.data.shards, False, config.data.cache) as reader:
-            if config.teacher.column is not None:
-                width = DerivedReader(reader, config.teacher.column, verify=False).facts.get("width")
-                return int(width) if width else _configured_width(config)
+            return neighbours_of_a_token(reader, config)
     except UserError:
-        return _configured_width(config)
-    return _configured_width(config)
+        return min(config.data.max_residues, config.data.pack_tokens) / 2
 
 
-def _configured_width(config: TrainConfig) -> int:
-    return 64 if config.teacher.kind == "mpnn" else config.teacher.gearnet.width
+def _teacher_widths(config: TrainConfig) -> tuple[int, ...]:
+    """Features of every teacher: of its derived column where that exists, else as the config would give them."""
+    teachers = (config.teacher, *config.more_teachers)
+    try:
+        with ShardReader(config.data.shards, False, config.data.cache) as reader:
+            return tuple(_column_width(reader, teacher) or _configured_width(config, teacher) for teacher in teachers)
+    except UserError:
+        return tuple(_configured_width(config, teacher) for teacher in teachers)
+
+
+def _column_width(reader: ShardReader, teacher: TeacherConfig) -> int | None:
+    if teacher.column is None:
+        return None
+    try:
+        with closing(DerivedReader(reader, teacher.column, verify=False)) as column:
+            return column.facts.get("width")
+    except UserError:
+        return None
+
+
+def _configured_width(config: TrainConfig, teacher: TeacherConfig) -> int:
+    """Features that a teacher gives, or that its column of principal components would have."""
+    if teacher.column is not None and config.derive.form == "pca" and config.derive.pca_width is not None:
+        return config.derive.pca_width
+    return MPNN_WIDTH if teacher.kind == "mpnn" else teacher.gearnet.features
 
 
 def _pools_per_epoch(config: TrainConfig) -> int | None:

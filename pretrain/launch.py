@@ -9,11 +9,13 @@ from typing import Any
 
 from configs.errors import UserError
 from configs.train import TrainConfig
+from pretrain.checkpoints import list_checkpoints, open_checkpoint
+from pretrain.deepspeed_settings import deepspeed_settings
 from pretrain.engine import prepare_process
 from pretrain.feed import chosen_chains, open_shards
 from pretrain.progress import ProgressDisplay
-from pretrain.run_folder import claim, is_finished, read_status, run_path, write_status
-from pretrain.tracking import Tracker
+from pretrain.run_folder import METRICS, claim, is_finished, read_metrics, read_status, run_path, write_status
+from pretrain.tracking import Tracker, read_progress
 
 EXIT_STOPPED = 143
 """128 + SIGTERM: stopped on request, after a checkpoint."""
@@ -27,6 +29,7 @@ def train(config: TrainConfig) -> int:
         UserError: a mistake in config, data or environment.
     """
     if is_finished(config):
+        _tell_tracker(config)
         log.info("run %s is already finished at step %d", run_path(config), config.optimizer.steps)
         return 0
     by_env = config.engine.launcher == "env"
@@ -54,6 +57,9 @@ def check(config: TrainConfig) -> str:
     Raises:
         UserError: the first thing that is missing or does not fit.
     """
+    if config.engine.deepspeed is not None:
+        prepare_process(config.engine)
+        deepspeed_settings(config)
     with open_shards(config.data) as reader:
         chosen_chains(reader, config.data)
         if config.stage != "teacher":
@@ -61,6 +67,14 @@ def check(config: TrainConfig) -> str:
 
             check_inputs(config, reader)
         return reader.manifest_sha256
+
+
+def _tell_tracker(config: TrainConfig) -> None:
+    """What a finished run could not tell its tracking server, because that was down."""
+    rows, told = read_metrics(run_path(config) / METRICS), read_progress(run_path(config))
+    if config.tracking.mlflow and rows and (told is None or told.logged_step < rows[-1]["step"]):
+        data_sha256 = open_checkpoint(list_checkpoints(run_path(config))[-1], verify=False).state["data_sha256"]
+        Tracker(config, data_sha256).close("finished")
 
 
 def _run_here(config: TrainConfig) -> dict[str, Any]:

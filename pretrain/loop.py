@@ -1,25 +1,37 @@
 """The training loop: pools -> losses -> weights -> figures and checkpoints, for any stage."""
 
 import logging
+import math
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
-from configs.loading import dump_config
 from configs.train import TrainConfig
-from pretrain import checkpoints
 from pretrain.checkpoints import Checkpoint
 from pretrain.engine import Engine
 from pretrain.feed import Fed, prefetch
-from pretrain.run_folder import RunFolder
+from pretrain.run_folder import RunFolder, Wish
 from pretrain.sampler import Position, keyed_uniform
+from pretrain.saver import CannotGoOn, Saver
 from pretrain.schedule import learning_rate_factor
 from pretrain.stages.protocol import Stage
 
+VALIDATION = "validation_"
+"""Before the names of held-out losses in metrics.jsonl."""
 log = logging.getLogger("pretrain.loop")
+
+
+class Meter(Protocol):
+    """Further figures of a step."""
+
+    def figures(self, num_tokens: int, seconds: float) -> dict[str, float]:
+        """What to log beside the losses of a step with so many tokens (all ranks) that took so long."""
+        ...
 
 
 @dataclass
@@ -32,22 +44,39 @@ class Progress:
     """Trained on since the first step."""
     seconds: float = 0.0
     """Of training, over all restarts."""
+    skipped: int = 0
+    """Updates left out because loss or gradient was not finite."""
+    skipped_in_a_row: int = 0
+    validation: dict[str, float] = field(default_factory=dict)
+    """Held-out losses at the last checkpoint."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint | None) -> "Progress":
         if checkpoint is None:
             return cls()
         state = checkpoint.state
-        return cls(state["step"], Position(**state["position"]), state["tokens"], state["seconds"])
+        position = Position(**state["position"])
+        return cls(state["step"], position, state["tokens"], state["seconds"], state.get("skipped", 0))
 
 
-def train(config: TrainConfig, stage: Stage, engine: Engine, run: RunFolder, progress: Progress) -> Progress:
+def train(
+    config: TrainConfig,
+    stage: Stage,
+    engine: Engine,
+    run: RunFolder,
+    progress: Progress,
+    meter: Meter | None = None,
+) -> Progress:
     """Train from `progress` to the configured number of steps, or until the run is asked to stop.
 
     Every rank calls it; only rank 0's `run` writes. The last step always writes a checkpoint.
+
+    Raises:
+        CannotGoOn: the last checkpoint could not be written, or too many updates in a row were skipped.
     """
     world, total = engine.world, config.optimizer.steps
-    with closing(prefetch(stage.batches(progress.position, world.rank, world.size))) as feed:
+    feed = prefetch(stage.batches(progress.position, world.rank, world.size))
+    with closing(feed), closing(Saver(config, engine, run, stage.data_sha256)) as saver:
         while progress.step < total:
             progress.step += 1
             clock = StepClock()
@@ -62,37 +91,42 @@ def train(config: TrainConfig, stage: Stage, engine: Engine, run: RunFolder, pro
                 figures.append(losses.logged())
                 clock.num_tokens += fed.num_tokens
                 progress.position = fed.position
-            progress.tokens += clock.num_tokens
-            progress.seconds += clock.seconds
-            if progress.step % config.tracking.every == 0 or progress.step == total:
-                run.log(row_of(progress, stage.pools_per_epoch, figures, clock, rate, engine.grad_norm))
-            stopping = engine.any_rank(run.stop_requested)
-            if progress.step % config.checkpoint.every == 0 or progress.step == total or stopping:
-                save(config, engine, run, progress, stage.data_sha256)
-            if stopping:
+            count_step(progress, clock, engine, run, config.engine.max_skipped)
+            row = row_of(progress, stage.pools_per_epoch, figures, clock, rate, engine.grad_norm, meter)
+            wish = engine.max_over_ranks(run.wish)
+            last = progress.step == total or wish == Wish.STOP
+            saves = last or wish == Wish.SAVE or progress.step % config.checkpoint.every == 0
+            if saves:
+                progress.validation = stage.validate(engine.module, world.rank, world.size)
+                row |= {f"{VALIDATION}{name}": value for name, value in progress.validation.items()}
+            if saves or progress.step % config.tracking.every == 0:
+                run.log(row)
+            if saves:
+                saver.save(progress, last)
+            if last:
                 break
     return progress
 
 
-def save(config: TrainConfig, engine: Engine, run: RunFolder, progress: Progress, data_sha256: str) -> None:
-    """Write a checkpoint by all ranks, then drop the oldest beyond checkpoint.keep."""
-    state = {
-        "step": progress.step,
-        "position": {"epoch": progress.position.epoch, "pool": progress.position.pool},
-        "tokens": progress.tokens,
-        "seconds": round(progress.seconds, 3),
-        "optimizer_steps": engine.optimizer_steps,
-        "schedule": {"warmup_steps": config.optimizer.warmup_steps, "steps": config.optimizer.steps},
-        "random": {"seed": config.seed, "rule": "generators are seeded by (seed, position, rank) before every pool"},
-        "precision": config.engine.precision,
-        "data_sha256": data_sha256,
-        "written_by": {"world_size": engine.world.size, "zero_stage": config.engine.zero_stage},
-    }
-    begun = time.perf_counter()
-    path = checkpoints.save(
-        run.path, progress.step, dump_config(config), state, engine.gather(), engine.world.rank, engine.exchange
-    )
-    run.checkpoint_written(path, time.perf_counter() - begun, config.checkpoint.keep)
+def count_step(progress: Progress, clock: "StepClock", engine: Engine, run: RunFolder, max_skipped: int) -> None:
+    """Note what a step did, and say so where its update was skipped.
+
+    Raises:
+        CannotGoOn: more than `max_skipped` in a row.
+    """
+    progress.tokens += clock.num_tokens
+    progress.seconds += clock.seconds
+    if engine.updated:
+        progress.skipped_in_a_row = 0
+        return
+    run.update_skipped(progress.step)
+    progress.skipped += 1
+    progress.skipped_in_a_row += 1
+    if progress.skipped_in_a_row > max_skipped:
+        raise CannotGoOn(
+            f"step {progress.step}: loss or gradient was not finite {progress.skipped_in_a_row} times in a row, allowed"
+            f" engine.max_skipped={max_skipped}; lower optimizer.trunk_lr and head_lr, or look at the data"
+        )
 
 
 @dataclass
@@ -122,11 +156,16 @@ def row_of(
     clock: StepClock,
     rate: float,
     grad_norm: float,
+    meter: Meter | None = None,
 ) -> dict[str, float]:
-    """One row of metrics.jsonl; losses are means over the step's pools, `epoch` is how much of the data was seen."""
+    """One row of metrics.jsonl; losses are means over the step's pools, `epoch` is how much of the data was seen.
+
+    Figures that are no number are left out: after a skipped update, loss or gradient norm.
+    """
     seconds = clock.seconds
-    means = {name: sum(each[name] for each in figures) / len(figures) for name in figures[0]}
-    return {
+    names = dict.fromkeys(name for each in figures for name in each)
+    means = {name: statistics.fmean(each[name] for each in figures if name in each) for name in names}
+    row = {
         "step": progress.step,
         **means,
         "lr": rate,
@@ -136,7 +175,10 @@ def row_of(
         "tokens": progress.tokens,
         "tokens_per_second": round(clock.num_tokens / seconds, 1),
         "loader_wait_fraction": round(clock.wait_seconds / seconds, 4),
+        "skipped": progress.skipped,
+        **(meter.figures(clock.num_tokens, seconds) if meter else {}),
     }
+    return {name: value for name, value in row.items() if math.isfinite(value)}
 
 
 def seed_everything(seed: int, position: Position, rank: int) -> None:

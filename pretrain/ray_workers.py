@@ -24,7 +24,7 @@ log = logging.getLogger("pretrain.ray")
 
 
 def fit_on_ray(config: TrainConfig) -> dict[str, Any]:
-    """Train on engine.num_workers Ray workers; returns what rank 0's worker returned.
+    """Train on engine.num_workers Ray workers, or as few as engine.min_workers; returns what rank 0's worker returned.
 
     Raises:
         UserError: no such cluster, or one that is too small; or a worker met a user's mistake.
@@ -44,7 +44,7 @@ def fit_on_ray(config: TrainConfig) -> dict[str, Any]:
             train_on_ray,
             train_loop_config={"config": dump_config(config), "folder": os.getcwd()},
             scaling_config=ScalingConfig(
-                num_workers=engine.num_workers,
+                num_workers=(engine.min_workers, engine.num_workers) if engine.min_workers else engine.num_workers,
                 use_gpu=engine.gpus_per_worker > 0,
                 resources_per_worker=_resources(engine),
             ),
@@ -126,10 +126,11 @@ def _check_resources(engine: EngineConfig) -> None:
 
     have = ray.cluster_resources()
     for kind, per_worker in _resources(engine).items():
-        need = per_worker * engine.num_workers
+        fewest = engine.min_workers or engine.num_workers
+        need = per_worker * fewest
         if have.get(kind, 0) < need:
             raise UserError(
-                f"engine: {engine.num_workers} workers need {need:g} {kind}, the Ray cluster has {have.get(kind, 0):g};"
+                f"engine: {fewest} workers need {need:g} {kind}, the Ray cluster has {have.get(kind, 0):g};"
                 " ask for fewer, or a larger cluster"
             )
 

@@ -1,9 +1,14 @@
 """The run folder: resolved config, metrics.jsonl, status.json, log.txt; who may continue it, and who may not."""
 
+import errno
 import fcntl
 import json
 import logging
 import os
+from collections.abc import Callable
+from contextlib import suppress
+from enum import IntEnum
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,21 +28,46 @@ MAY_CHANGE = ("engine.", "checkpoint.", "tracking.", "runs", "derive.", "data.ca
 log = logging.getLogger("pretrain.run")
 
 
+class Wish(IntEnum):
+    """What somebody outside wants of the training; the largest of all ranks' counts."""
+
+    NOTHING = 0
+    SAVE = 1
+    """A checkpoint now: this machine will be taken away."""
+    STOP = 2
+    """A checkpoint, then the end."""
+
+
 class RunFolder:
-    """What the loop reports to; on ranks other than 0 it only listens for the request to stop."""
+    """What the loop reports to; on ranks other than 0 it only listens for wishes."""
 
     def __init__(self, path: Path, total_steps: int, rank: int = 0) -> None:
         self.path = path
         self._total_steps = total_steps
         self._writes = rank == 0
-        self._metrics: IO[str] | None = None
+        self._metrics: FileIO | None = None
+        self._unwritten: list[str] = []
+        """Rows that a full disk did not take yet."""
         self.terminated = False
         """Set by a signal handler of this process."""
+        self.preempted: Callable[[], bool] = lambda: False
+        """Whether this process's machine was announced to be taken away."""
+        self._preemption_seen = False
 
     @property
     def stop_requested(self) -> bool:
         """Whether this process got SIGTERM, or somebody wrote `stop.request` into the folder."""
         return self.terminated or (self._writes and (self.path / STOP).exists())
+
+    @property
+    def wish(self) -> Wish:
+        """What is wanted after this step; a preemption asks for one checkpoint."""
+        if self.stop_requested:
+            return Wish.STOP
+        if not self._preemption_seen and self.preempted():
+            self._preemption_seen = True
+            return Wish.SAVE
+        return Wish.NOTHING
 
     def begin(self, step: int) -> None:
         """Announce that training continues after `step`; rows of metrics.jsonl past it are dropped."""
@@ -45,32 +75,62 @@ class RunFolder:
             return
         (self.path / STOP).unlink(missing_ok=True)
         truncate_metrics(self.path / METRICS, step)
-        self._metrics = (self.path / METRICS).open("a", buffering=1)
+        # Unbuffered, so that what a full disk refuses is known at once.
+        self._metrics = (self.path / METRICS).open("ab", buffering=0)
         self.set_status("running", step)
 
     def log(self, row: dict[str, float]) -> None:
-        """Append a row to metrics.jsonl."""
-        if self._metrics is not None:
-            self._metrics.write(json.dumps(row) + "\n")
-            self.set_status("running", int(row["step"]))
+        """Append a row to metrics.jsonl; on a full disk it waits for room, and training goes on."""
+        if self._metrics is None:
+            return
+        self._unwritten.append(json.dumps(row) + "\n")
+        self._write_rows()
+        self.set_status("running", int(row["step"]))
 
-    def checkpoint_written(self, path: Path, seconds: float, keep: int | None) -> None:
-        """Say so, and drop the oldest checkpoints beyond `keep`."""
+    def checkpoint_written(self, path: Path, seconds: float, waited: float, keep: int | None) -> None:
+        """Say so, and drop the oldest checkpoints beyond `keep`; `waited` is how long training stood still for it."""
         if self._writes:
-            log.info("checkpoint %s written in %.1f s", path.name, seconds)
+            log.info("checkpoint %s written in %.1f s; training waited %.2f s", path.name, seconds, waited)
             for removed in prune(self.path, keep) if keep else ():
                 log.info("checkpoint %s removed (checkpoint.keep is %d)", removed.name, keep)
+
+    def checkpoint_failed(self, path: Path, error: OSError) -> None:
+        """Say in one line that a checkpoint is missing, and why."""
+        if self._writes:
+            log.warning("%s: %s; the checkpoints before it stand", path.name, error)
+
+    def update_skipped(self, step: int) -> None:
+        """Say that a step left the weights as they were."""
+        if self._writes:
+            log.warning("step %d: loss or gradient is not finite; this update is skipped", step)
+
+    def _write_rows(self) -> None:
+        """Write the rows that wait; a row is written whole or not at all."""
+        assert self._metrics is not None
+        end, rows = os.fstat(self._metrics.fileno()).st_size, "".join(self._unwritten).encode()
+        try:
+            if self._metrics.write(rows) < len(rows):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._metrics.truncate(end)
+            if len(self._unwritten) == 1:
+                log.warning("%s: %s; rows wait in memory", METRICS, error)
+            return
+        self._unwritten.clear()
 
     def end(self, state: str, step: int, detail: str = "") -> None:
         """The run's last word in this process: finished, stopped or failed."""
         if self._metrics is not None:
+            self._write_rows()
             self._metrics.close()
+            self._metrics = None
         if self._writes:
             self.set_status(state, step, detail)
 
     def set_status(self, state: str, step: int, detail: str = "") -> None:
-        """Replace status.json."""
-        write_status(self.path, state, step, self._total_steps, detail)
+        """Replace status.json; on a full disk the one before stays."""
+        with suppress(OSError):
+            write_status(self.path, state, step, self._total_steps, detail)
 
 
 def write_status(path: Path, state: str, step: int, total_steps: int, detail: str = "") -> None:

@@ -11,6 +11,8 @@ ESM2_TOKENS = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-
 """fair-esm's order."""
 AMPLIFY_TOKENS = ("<pad>", "<unk>", "<mask>", "<bos>", "<eos>", "|", *"LAGVSERTIDPKQNFYMHWCB")
 """The published AMPLIFY order; there is no `X`, unknown residues become `<unk>`."""
+ESMC_TOKENS = (*(token.replace("<null_1>", "|") for token in ESM2_TOKENS), *(f"<unused_{i}>" for i in range(33, 64)))
+"""ESM-2's order with a chain break; the published embedding has 64 rows."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,15 @@ def _alphabet(tokens: tuple[str, ...], cls: str) -> Alphabet:
     return Alphabet(tokens, number[cls], number["<pad>"], number["<eos>"], number["<unk>"], number["<mask>"])
 
 
-_ALPHABETS = {"esm2": _alphabet(ESM2_TOKENS, "<cls>"), "amplify": _alphabet(AMPLIFY_TOKENS, "<bos>")}
+_ALPHABETS = {
+    "esm2": _alphabet(ESM2_TOKENS, "<cls>"),
+    "amplify": _alphabet(AMPLIFY_TOKENS, "<bos>"),
+    "esmc": _alphabet(ESMC_TOKENS, "<cls>"),
+}
 
 
 def alphabet(family: str) -> Alphabet:
-    """The alphabet of trunk family `esm2` or `amplify`.
+    """The alphabet of trunk family `esm2`, `amplify` or `esmc`.
 
     Raises:
         UserError: another family.

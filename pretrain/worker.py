@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from configs.errors import UserError
 from configs.loading import validate
 from configs.train import TrainConfig
 from pretrain import loop
-from pretrain.checkpoints import Checkpoint, last_good, open_checkpoint
+from pretrain.checkpoints import Checkpoint, last_good, open_checkpoint, remove_unfinished
 from pretrain.engine import Engine, World, build_engine, join_world
+from pretrain.model.execution import apply_execution
 from pretrain.run_folder import LOG, RunFolder, run_path
+from pretrain.saver import CannotGoOn
 from pretrain.stages import open_stage
 from pretrain.stages.protocol import Stage
+from pretrain.throughput import open_meter
 
 log = logging.getLogger("pretrain.worker")
 
@@ -28,10 +32,13 @@ def run_worker(config: TrainConfig) -> dict[str, Any]:
     world = join_world(config.engine)
     run = RunFolder(run_path(config), config.optimizer.steps, world.rank)
     _stop_on_sigterm(run)
+    run.preempted = preempted
+    here = at_world_size(config, world.size)
     prepared, problem = None, None
     try:
         checkpoint = agree_on_checkpoint(run.path, world)
-        prepared = open_stage(config, checkpoint)
+        prepared = open_stage(here, checkpoint)
+        apply_execution(prepared.model, here.engine, world.device)
     except UserError as error:
         problem = str(error)
     # Every rank hears of a rank's mistake here, so none waits in a collective that the others never reach.
@@ -44,11 +51,15 @@ def run_worker(config: TrainConfig) -> dict[str, Any]:
 def _train(
     config: TrainConfig, stage: Stage, checkpoint: Checkpoint | None, world: World, run: RunFolder
 ) -> dict[str, Any]:
-    engine = start_engine(config, stage, checkpoint, world)
+    engine = start_engine(at_world_size(config, world.size), stage, checkpoint, world)
     progress = loop.Progress.of(checkpoint)
+    meter = open_meter(at_world_size(config, world.size), stage.model)
     run.begin(progress.step)
     try:
-        progress = loop.train(config, stage, engine, run, progress)
+        progress = loop.train(config, stage, engine, run, progress, meter)
+    except CannotGoOn as error:
+        run.end("failed", progress.step, str(error))
+        return {"user_error": str(error)}
     except BaseException as error:
         run.end("failed", progress.step, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         raise
@@ -72,13 +83,35 @@ def start_engine(config: TrainConfig, stage: Stage, checkpoint: Checkpoint | Non
 
 def agree_on_checkpoint(run: Path, world: World) -> Checkpoint | None:
     """The last good checkpoint: rank 0 verifies, the others open the same one."""
-    found = last_good(run) if world.rank == 0 else None
+    found = None
+    if world.rank == 0:
+        for folder in remove_unfinished(run):
+            log.info("checkpoint %s removed: its writing or removal was cut off", folder.name)
+        found = last_good(run)
     path = _exchange(str(found.path) if found else None, world)[0]
     if path is None:
         return None
     if world.rank == 0:
         log.info("continuing from %s", path)
     return found or open_checkpoint(path, verify=False)
+
+
+def at_world_size(config: TrainConfig, size: int) -> TrainConfig:
+    """The config of a run that at present has `size` workers; it may be more or fewer after a restart."""
+    return config.model_copy(update={"engine": config.engine.model_copy(update={"num_workers": size})})
+
+
+def preempted() -> bool:
+    """Whether Ray has announced that this worker's node will be taken away."""
+    if "ray.train" not in sys.modules:
+        return False
+    try:
+        # The public `ray.train.get_preemption_info` is a barrier of all workers in every step; this only looks.
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        return get_train_context().preemption_context.preemption_info is not None
+    except (ImportError, AttributeError, RuntimeError):
+        return False
 
 
 def train_on_ray(settings: dict[str, str]) -> dict[str, Any]:

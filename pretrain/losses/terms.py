@@ -16,7 +16,7 @@ class LossTerm:
     sum: Tensor
     """Scalar: the sum over this rank's rows; differentiable."""
     count: Tensor
-    """Scalar: how many rows of the whole pool count; may be 0, then the loss is 0."""
+    """Scalar: what the sum is divided by: how many rows of the whole pool count, or a constant. At 0 the loss is 0."""
 
     def local_mean(self) -> Tensor:
         """This rank's part of the pool's mean: summed over ranks it is the loss."""
@@ -46,7 +46,7 @@ class Terms:
     def total(self, world_size: int = 1) -> Tensor:
         """The scalar to call backward on: sum_k w_k * world_size * sum_k / count_k.
 
-        The counts are the pool's, so that gradients *averaged* over `world_size` ranks are those of the pool's loss
+        Where the counts are the pool's, gradients *averaged* over `world_size` ranks are those of the pool's loss
         sum_k w_k * (pool sum_k / pool count_k), whatever share of the pool each rank holds.
         """
         parts = [self.weights[name] * term.local_mean() for name, term in self.terms.items()]
@@ -62,7 +62,9 @@ class Terms:
         pooled = iter(all_sum(flat, self.group).tolist())
         losses = {name: next(pooled) for name in self.terms}
         pooled_sums = [next(pooled) for _ in sums]
-        ratios = [total / count if count else 0.0 for total, count in zip(pooled_sums, pooled, strict=True)]
+        # What is absent from a pool gets no figure: 0 would read as a measured value.
+        sums = zip(self.statistics, pooled_sums, pooled, strict=True)
+        ratios = {name: total / count for name, total, count in sums if count}
         total = sum(self.weights[name] * value for name, value in losses.items())
         named = {f"loss_{name}": value for name, value in losses.items()}
-        return {"loss": total, **named, **dict(zip(self.statistics, ratios, strict=True))}
+        return {"loss": total, **named, **ratios}

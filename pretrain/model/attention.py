@@ -1,13 +1,20 @@
 """Self-attention over packed sequences with rotary positions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.attention.varlen import varlen_attn
 
-from pretrain.model.shape import ROTARY_BASE, TrunkShape
+from configs.errors import UserError
+from pretrain.model.linear import Linear
+from pretrain.model.shape import NORM_EPS, ROTARY_BASE, TrunkShape
+
+SDPA, VARLEN = "sdpa", "varlen"
 
 
 class RotaryTable(nn.Module):
@@ -38,41 +45,177 @@ def default_inv_freq(head_width: int) -> Tensor:
     return 1.0 / (ROTARY_BASE ** (torch.arange(0, head_width, 2).float() / head_width))
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How packed proteins lie in T tokens: made once per batch, used by every layer."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each of P proteins."""
+    rotary: Tensor
+    """float32 [T, head_width / 2, 2]: cosine and sine of every position's angles."""
+    cu_seqlens: Tensor | None = None
+    """int32 [P + 1]: where each protein begins, and T; None where proteins are attended to one by one."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], table: RotaryTable, device: torch.device, backend: str = SDPA) -> "Layout":
+        """For proteins of these lengths, laid end to end."""
+        sizes = torch.tensor(lengths)
+        ends = sizes.cumsum(0)
+        positions = torch.arange(int(ends[-1])) - (ends - sizes).repeat_interleave(sizes)
+        rotary = torch.view_as_real(table(positions.to(device)))
+        cu_seqlens = F.pad(ends, (1, 0)).to(device, torch.int32) if backend == VARLEN else None
+        return cls(tuple(lengths), rotary, cu_seqlens)
+
+
+def choose_backend(asked: str, device: torch.device, dtype: torch.dtype, head_width: int) -> str:
+    """`sdpa` or `varlen`, for engine.attention `asked`.
+
+    Raises:
+        UserError: varlen is asked for and cannot be had here.
+    """
+    problem = _without_varlen(device, dtype, head_width)
+    if asked == VARLEN and problem:
+        raise UserError(f"engine.attention is varlen, but {problem}; use engine.attention=sdpa or auto")
+    return SDPA if asked == SDPA or problem else VARLEN
+
+
+def _without_varlen(device: torch.device, dtype: torch.dtype, head_width: int) -> str | None:
+    """Why torch's variable-length flash kernel cannot run; None if it can."""
+    if device.type != "cuda":
+        return f"the device is {device.type!r} and its kernel is for CUDA"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"the precision is {dtype} and its kernel takes bf16 and fp16 only (engine.precision=bf16)"
+    if head_width % 8 or head_width > 256:
+        return f"heads are {head_width} wide and its kernel takes multiples of 8 up to 256"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return f"the device is of compute capability {capability[0]}.{capability[1]} and its kernel needs 8.0"
+    return None
+
+
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Turn neighbouring feature pairs (2j, 2j + 1) of x [T, ..., head_width] by rotary [T, head_width / 2]."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    turned = pairs * rotary.view(rotary.shape[0], *[1] * (x.ndim - 2), rotary.shape[1])
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    """Turn neighbouring feature pairs (2j, 2j + 1) of x [T, ..., head_width] by rotary [T, head_width / 2, 2]."""
+    wide = _wide(x).unflatten(-1, (-1, 2))
+    rotary = rotary.view(rotary.shape[0], *[1] * (x.ndim - 2), *rotary.shape[1:])
+    if torch.compiler.is_compiling():
+        # Compilers fuse this into one pass, but know no complex numbers.
+        (even, odd), (cos, sin) = wide.unbind(-1), rotary.unbind(-1)
+        turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(wide) * torch.view_as_complex(rotary))
+    return turned.flatten(-2).to(x.dtype)
 
 
-def packed_attention(qk: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Softmax attention within each protein: the one place that chooses a backend.
+def packed_attention(qkv: Tensor, layout: Layout) -> Tensor:
+    """Softmax attention within each protein: the one place that runs a backend.
 
     Args:
-        qk: [T, 2, H, d], rotated queries and keys.
-        value: [T, H, d].
-        lengths: tokens of each protein, summing to T.
+        qkv: [T, 3, H, d], queries and keys not yet rotated; on a CPU they are rotated where they lie.
 
     Returns:
         [T, H, d].
     """
+    if qkv.device.type == "cpu":
+        return _cpu_attention(qkv, layout)
+    qk, value = qkv.split((2, 1), dim=1)
+    return _attend(rotate(qk, layout.rotary), value.squeeze(1), layout)
+
+
+# Lengths differ in every pack; a compiler that saw them would compile anew for each.
+@torch.compiler.disable
+def _attend(qk: Tensor, value: Tensor, layout: Layout) -> Tensor:
+    """[T, H, d] of rotated queries and keys [T, 2, H, d] and values [T, H, d]: in one call, or one for each run."""
+    if layout.cu_seqlens is not None:
+        longest = max(layout.lengths)
+        return varlen_attn(*qk.unbind(1), value, layout.cu_seqlens, layout.cu_seqlens, longest, longest)
     outputs = []
-    runs = [(length, len(list(group))) for length, group in groupby(lengths)]
-    sizes = [length * count for length, count in runs]
-    for (length, count), qk_run, value_run in zip(runs, qk.split(sizes), value.split(sizes), strict=True):
-        # Neighbours of equal length (samplers sort packs) share one call; reshaping a run of rows costs no copy.
-        query, key = qk_run.unflatten(0, (count, length)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value_run.unflatten(0, (count, length)).transpose(1, 2))
-        outputs.append(mixed.transpose(1, 2).flatten(0, 1))
+    for rows, shape in _runs(layout.lengths):
+        query, key, values = (_heads_first(x, rows, shape) for x in (*qk.unbind(1), value))
+        outputs.append(F.scaled_dot_product_attention(query, key, values).transpose(1, 2).flatten(0, 1))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def explicit_attention(qk: Tensor, value: Tensor, lengths: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+def _runs(lengths: Sequence[int]) -> Iterator[tuple[slice, tuple[int, int]]]:
+    """Rows and (proteins, tokens of each) of every run of neighbours of equal length, which share one call."""
+    begin = 0
+    for length, group in groupby(lengths):
+        count = len(list(group))
+        yield slice(begin, begin + count * length), (count, length)
+        begin += count * length
+
+
+def _heads_first(x: Tensor, rows: slice, shape: tuple[int, int]) -> Tensor:
+    """View [proteins, H, n, d] of a run in x [T, H, d]; reshaping a run of rows costs no copy."""
+    return x[rows].unflatten(0, shape).transpose(1, 2)
+
+
+@torch.compiler.disable
+def _cpu_attention(qkv: Tensor, layout: Layout) -> Tensor:
+    return _CpuAttention.apply(qkv, layout.rotary, layout.lengths)
+
+
+class _CpuAttention(torch.autograd.Function):
+    """Rotation in place and torch's fused CPU attention run by run, with one buffer for the gradient of qkv.
+
+    The same kernels as `scaled_dot_product_attention`; what autograd would add are eight copies of queries, keys and
+    values (rotated ones, slices put together again), as much as a tenth of the attention itself.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, qkv: Tensor, rotary: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        _turn(qkv[:, :2], rotary, 1)
+        outputs, logs = [], []
+        for rows, shape in _runs(lengths):
+            query, key, value = (_heads_first(x, rows, shape) for x in qkv.unbind(1))
+            mixed, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+            outputs.append(mixed.transpose(1, 2).flatten(0, 1))
+            logs.append(log_sums)
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        ctx.save_for_backward(qkv, rotary, output, *logs)
+        ctx.lengths = lengths
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        qkv, rotary, output, *logs = ctx.saved_tensors
+        found = torch.empty_like(qkv)
+        for (rows, shape), log_sums in zip(_runs(ctx.lengths), logs, strict=True):
+            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                _heads_first(gradient, rows, shape),
+                *(_heads_first(x, rows, shape) for x in (*qkv.unbind(1), output)),
+                log_sums,
+                dropout_p=0.0,
+                is_causal=False,
+            )
+            for into, part in zip(found.unbind(1), parts, strict=True):
+                _heads_first(into, rows, shape).copy_(part)
+        _turn(found[:, :2], rotary, -1)
+        return found, None, None
+
+
+def _turn(x: Tensor, rotary: Tensor, direction: int) -> None:
+    """Turn x [T, 2, H, d] where it lies by the angles of rotary, or back (-1)."""
+    factors = torch.view_as_complex(rotary)[:, None, None]
+    wide = _wide(x)
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+    pairs.mul_(factors if direction > 0 else factors.conj())
+    if wide is not x:
+        x.copy_(wide)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def explicit_attention(qkv: Tensor, layout: Layout) -> tuple[Tensor, list[Tensor]]:
     """`packed_attention` with its probabilities written out, for evaluation: [T, H, d] and per protein [H, n, n]."""
     outputs, maps = [], []
-    for qk_one, value_one in zip(qk.split(list(lengths)), value.split(list(lengths)), strict=True):
+    qk, value = rotate(qkv[:, :2], layout.rotary), qkv[:, 2]
+    for qk_one, value_one in zip(qk.split(layout.lengths), value.split(layout.lengths), strict=True):
         query, key = qk_one.permute(1, 2, 0, 3).unbind(0)
-        probabilities = ((query * query.shape[-1] ** -0.5) @ key.transpose(1, 2)).float().softmax(-1)
+        probabilities = _wide((query * query.shape[-1] ** -0.5) @ key.transpose(1, 2)).softmax(-1)
         maps.append(probabilities)
         outputs.append((probabilities.to(value.dtype) @ value_one.transpose(0, 1)).transpose(0, 1))
     return torch.cat(outputs), maps
@@ -81,25 +224,30 @@ def explicit_attention(qk: Tensor, value: Tensor, lengths: Sequence[int]) -> tup
 class SelfAttention(nn.Module):
     """Multi-head attention with one fused projection; rows of q and k pair neighbouring features for the rotation.
 
-    Released ESM-2 weights pair feature j with j + d/2 instead: a permutation of rows, done when weights are read or
-    written (`names.py`), which leaves every dot product the same and the rotation free of strided copies.
+    ESM-C normalises queries and keys over their whole width first. Released ESM-2 and ESM-C weights pair feature j with
+    j + d/2 instead: a permutation of rows, done when weights are read or written (`names.py`), which leaves every dot
+    product the same and the rotation free of strided copies.
     """
 
     def __init__(self, shape: TrunkShape, bias: bool) -> None:
         super().__init__()
         self.heads = shape.heads
-        self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=bias)
-        self.out = nn.Linear(shape.width, shape.width, bias=bias)
+        self.qkv = Linear(shape.width, 3 * shape.width, bias=bias)
+        self.out = Linear(shape.width, shape.width, bias=bias)
+        self.normalised = shape.family == "esmc"
+        if self.normalised:
+            self.query_norm, self.key_norm = (nn.LayerNorm(shape.width, eps=NORM_EPS, bias=False) for _ in range(2))
 
-    def forward(
-        self, x: Tensor, rotary: Tensor, lengths: Sequence[int], maps: list[list[Tensor]] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, maps: list[list[Tensor]] | None = None) -> Tensor:
         """[T, D] -> [T, D]; when `maps` is given, this layer's probabilities (per protein [H, n, n]) are appended."""
-        qk, value = self.qkv(x).view(x.shape[0], 3, self.heads, -1).split((2, 1), dim=1)
-        qk, value = rotate(qk, rotary), value.squeeze(1)
+        qkv = self.qkv(x)
+        if self.normalised:
+            query, key, value = qkv.chunk(3, dim=-1)
+            qkv = torch.cat((self.query_norm(query), self.key_norm(key), value), dim=-1)
+        qkv = qkv.view(x.shape[0], 3, self.heads, -1)
         if maps is None:
-            mixed = packed_attention(qk, value, lengths)
+            mixed = packed_attention(qkv, layout)
         else:
-            mixed, layer_maps = explicit_attention(qk, value, lengths)
+            mixed, layer_maps = explicit_attention(qkv, layout)
             maps.append(layer_maps)
         return self.out(mixed.flatten(1))

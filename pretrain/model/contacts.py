@@ -10,6 +10,8 @@ from torch import Tensor
 from configs.errors import UserError
 
 _KEYS = ("contact_head.regression.weight", "contact_head.regression.bias")
+_RESULT_KEYS = ("weight", "bias")
+"""Of the regression that stands beside an evaluation's results."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def predict_contacts(maps: Tensor, regression: ContactRegression) -> Tensor:
 
 
 def read_contact_regression(path: Path) -> ContactRegression:
-    """Read our `.safetensors` or fair-esm's `<model>-contact-regression.pt`.
+    """Read fair-esm's `<model>-contact-regression.pt`, or our `.safetensors`: an evaluation's, or one written here.
 
     Raises:
         UserError: no such file, or not one of these layouts.
@@ -48,7 +50,7 @@ def read_contact_regression(path: Path) -> ContactRegression:
         else:
             # weights_only: the file may come from anywhere; only tensors and plain containers are unpickled.
             state = torch.load(path, map_location="cpu", weights_only=True)["model"]
-        weight, bias = (state[key].float() for key in _KEYS)
+        weight, bias = (state[key].float() for key in (_KEYS if _KEYS[0] in state else _RESULT_KEYS))
     except FileNotFoundError:
         raise UserError(f"contact regression {path}: no such file") from None
     except Exception as error:

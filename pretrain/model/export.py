@@ -11,7 +11,14 @@ from torch import Tensor
 from pretrain.model.attention import default_inv_freq
 from pretrain.model.contacts import ContactRegression, contact_state
 from pretrain.model.encoder import Encoder
-from pretrain.model.names import AMPLIFY, FAIR_ESM, TRANSFORMERS_ESM, TRANSFORMERS_EUROBERT, to_dialect
+from pretrain.model.names import (
+    AMPLIFY,
+    FAIR_ESM,
+    TRANSFORMERS_ESM,
+    TRANSFORMERS_ESMC,
+    TRANSFORMERS_EUROBERT,
+    to_dialect,
+)
 from pretrain.model.shape import NORM_EPS, ROTARY_BASE
 
 ESM2_POSITIONS = 1026
@@ -102,11 +109,28 @@ def to_eurobert(encoder: Encoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, state
 
 
-def fair_esm_files(encoder: Encoder, contact_regression: ContactRegression | None = None) -> tuple[dict, dict]:
-    """What `torch.save` puts into `<esm2...>.pt` and `<esm2...>-contact-regression.pt` for fair-esm to load.
+def to_esmc(encoder: Encoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Keyword arguments of `EsmcConfig` and the state dict of `EsmcForMaskedLM`."""
+    shape, tokens = encoder.shape, encoder.shape.alphabet
+    assert torch.equal(encoder.rotary.inv_freq, default_inv_freq(shape.head_width)), "ESM-C computes its frequencies"
+    config = {
+        "vocab_size": len(tokens),
+        "mask_token_id": tokens.mask_id,
+        "pad_token_id": tokens.pad_id,
+        "bos_token_id": tokens.cls_id,
+        "eos_token_id": tokens.eos_id,
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.inner_width,
+        "rope_parameters": {"rope_type": "default", "rope_theta": ROTARY_BASE},
+        "tie_word_embeddings": False,
+    }
+    return config, to_dialect(TRANSFORMERS_ESMC, _parameters(encoder, "esmc"), shape)
 
-    The values only: that format is a pickle, and this project writes none; whoever needs fair-esm saves them.
-    """
+
+def fair_esm_files(encoder: Encoder, contact_regression: ContactRegression | None = None) -> tuple[dict, dict]:
+    """What `<esm2...>.pt` and `<esm2...>-contact-regression.pt` hold; `fair_esm.py` writes them."""
     shape = encoder.shape
     prefixed = {
         f"encoder.{name}" if name.startswith("lm_head.") else f"encoder.sentence_encoder.{name}": tensor
@@ -128,16 +152,20 @@ def write_huggingface_folder(
     """Write config.json, model.safetensors and the tokenizer.
 
     `AutoModelForMaskedLM` and `AutoTokenizer` load the folder without remote code: ESM-2 as EsmForMaskedLM, AMPLIFY as
-    EuroBertForMaskedLM (which has no contact head, so a contact regression is left out).
+    EuroBertForMaskedLM, ESM-C as EsmcForMaskedLM (which have no contact head: a contact regression is left out).
     """
     # transformers takes seconds to import, and only this writes its files.
-    from transformers import EsmConfig, EuroBertConfig
+    from transformers import EsmcConfig, EsmConfig, EsmcTokenizer, EuroBertConfig
 
     folder.mkdir(parents=True, exist_ok=True)
     if encoder.shape.family == "esm2":
         settings, state = to_huggingface_esm(encoder, contact_regression)
         config = EsmConfig(**settings, architectures=["EsmForMaskedLM"], dtype="float32")
         _write_esm_tokenizer(encoder, folder)
+    elif encoder.shape.family == "esmc":
+        settings, state = to_esmc(encoder)
+        config = EsmcConfig(**settings, architectures=["EsmcForMaskedLM"], dtype="float32")
+        EsmcTokenizer().save_pretrained(folder)
     else:
         settings, state = to_eurobert(encoder)
         config = EuroBertConfig(**settings, architectures=["EuroBertForMaskedLM"], dtype="float32")

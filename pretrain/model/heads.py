@@ -1,4 +1,4 @@
-"""Heads on the trunk: masked language models of both families, 3Di, projections, temperature."""
+"""Heads on the trunk: masked language models of all families, 3Di, projections, temperature."""
 
 import math
 
@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from configs.losses import LossConfig
 from pretrain.model.layers import RMSNorm, initialise_linear, layer_norm
+from pretrain.model.linear import Linear, linear
 from pretrain.model.shape import TrunkShape
 
 INITIAL_TEMPERATURE = 0.07
@@ -17,7 +19,7 @@ class TiedLanguageHead(nn.Module):
 
     def __init__(self, shape: TrunkShape, embedding: nn.Parameter) -> None:
         super().__init__()
-        self.dense = nn.Linear(shape.width, shape.width)
+        self.dense = Linear(shape.width, shape.width)
         self.norm = layer_norm(shape.width)
         # Registered here too, so that under ZeRO-3 this module gathers the tied weight for its own forward.
         self.weight = embedding
@@ -26,7 +28,7 @@ class TiedLanguageHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[M, D] -> [M, V]."""
-        return F.linear(self.norm(F.gelu(self.dense(hidden))), self.weight, self.bias)
+        return linear(self.norm(F.gelu(self.dense(hidden))), self.weight, self.bias)
 
 
 class UntiedLanguageHead(nn.Module):
@@ -35,7 +37,7 @@ class UntiedLanguageHead(nn.Module):
     def __init__(self, shape: TrunkShape) -> None:
         super().__init__()
         self.norm = RMSNorm(shape.width)
-        self.decoder = nn.Linear(shape.width, len(shape.alphabet))
+        self.decoder = Linear(shape.width, len(shape.alphabet))
         initialise_linear(self.decoder)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -43,13 +45,36 @@ class UntiedLanguageHead(nn.Module):
         return self.decoder(self.norm(hidden))
 
 
+class DenseLanguageHead(nn.Module):
+    """ESM-C's head: dense, GELU, LayerNorm, then a decoder of its own with bias."""
+
+    def __init__(self, shape: TrunkShape) -> None:
+        super().__init__()
+        self.dense = Linear(shape.width, shape.width)
+        self.norm = layer_norm(shape.width)
+        self.decoder = Linear(shape.width, len(shape.alphabet))
+        initialise_linear(self.dense)
+        initialise_linear(self.decoder)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[M, D] -> [M, V]."""
+        return self.decoder(self.norm(F.gelu(self.dense(hidden))))
+
+
+def language_head(shape: TrunkShape, embedding: nn.Parameter) -> nn.Module:
+    """The masked-language head of a trunk's family."""
+    if shape.family == "esm2":
+        return TiedLanguageHead(shape, embedding)
+    return UntiedLanguageHead(shape) if shape.family == "amplify" else DenseLanguageHead(shape)
+
+
 class ThreediHead(nn.Module):
     """3Di state of a residue: Linear(D, D) - ReLU - Linear(D, states)."""
 
     def __init__(self, width: int, states: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(width, width)
-        self.out = nn.Linear(width, states)
+        self.dense = Linear(width, width)
+        self.out = Linear(width, states)
 
     def forward(self, rows: Tensor) -> Tensor:
         """[N, D] -> [N, states]."""
@@ -61,7 +86,7 @@ class Projection(nn.Module):
 
     def __init__(self, width: int, projection_width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, projection_width)
+        self.linear = Linear(width, projection_width)
 
     def forward(self, rows: Tensor) -> Tensor:
         """[N, D] -> [N, P], every row of length 1."""
@@ -97,3 +122,19 @@ class _BoundedExp(torch.autograd.Function):
         (bounded,) = ctx.saved_tensors
         pushes_up = (bounded >= ctx.bound) & (gradient < 0)
         return torch.where(pushes_up, 0.0, gradient * bounded), None
+
+
+class ProjectionPair(nn.Module):
+    """The heads of the contrast with one teacher.
+
+    Args:
+        width: of the trunk; both sides are projected to min(width, losses.projection_width).
+        teacher_width: features of the teacher's embeddings.
+    """
+
+    def __init__(self, width: int, teacher_width: int, losses: LossConfig) -> None:
+        super().__init__()
+        projection_width = min(width, losses.projection_width)
+        self.sequence_projection = Projection(width, projection_width)
+        self.structure_projection = Projection(teacher_width, projection_width)
+        self.temperature = Temperature(losses.max_logit_scale)

@@ -1,12 +1,11 @@
-"""The parts of a trunk layer in both families."""
-
-from collections.abc import Sequence
+"""The parts of a trunk layer in all families."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.model.attention import SelfAttention
+from pretrain.model.attention import Layout, SelfAttention
+from pretrain.model.linear import Linear
 from pretrain.model.shape import NORM_EPS, TrunkShape
 
 
@@ -28,8 +27,8 @@ class GeluFeedForward(nn.Module):
 
     def __init__(self, shape: TrunkShape) -> None:
         super().__init__()
-        self.up = nn.Linear(shape.width, shape.inner_width)
-        self.down = nn.Linear(shape.inner_width, shape.width)
+        self.up = Linear(shape.width, shape.inner_width)
+        self.down = Linear(shape.inner_width, shape.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, D] -> [T, D]."""
@@ -37,12 +36,12 @@ class GeluFeedForward(nn.Module):
 
 
 class SwigluFeedForward(nn.Module):
-    """silu(gate(x)) * value(x), then a Linear; `up` packs [gate; value] (AMPLIFY)."""
+    """silu(gate(x)) * value(x), then a Linear; `up` packs [gate; value] (AMPLIFY, ESM-C)."""
 
     def __init__(self, shape: TrunkShape) -> None:
         super().__init__()
-        self.up = nn.Linear(shape.width, 2 * shape.inner_width, bias=False)
-        self.down = nn.Linear(shape.inner_width, shape.width, bias=False)
+        self.up = Linear(shape.width, 2 * shape.inner_width, bias=False)
+        self.down = Linear(shape.inner_width, shape.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, D] -> [T, D]."""
@@ -55,10 +54,11 @@ class Layer(nn.Module):
 
     def __init__(self, shape: TrunkShape) -> None:
         super().__init__()
-        esm2 = shape.family == "esm2"
-        self.attention_norm = layer_norm(shape.width) if esm2 else RMSNorm(shape.width)
+        esm2, amplify = shape.family == "esm2", shape.family == "amplify"
+        self.residual_scale = shape.residual_scale
+        self.attention_norm = RMSNorm(shape.width) if amplify else layer_norm(shape.width)
         self.attention = SelfAttention(shape, bias=esm2)
-        self.ffn_norm = layer_norm(shape.width) if esm2 else RMSNorm(shape.width)
+        self.ffn_norm = RMSNorm(shape.width) if amplify else layer_norm(shape.width)
         self.ffn = GeluFeedForward(shape) if esm2 else SwigluFeedForward(shape)
         initialise_linear(self.attention.qkv)
         initialise_linear(self.ffn.up)
@@ -66,17 +66,16 @@ class Layer(nn.Module):
         for linear in (self.attention.out, self.ffn.down):
             initialise_linear(linear, gain=(2 * shape.layers) ** -0.5)
 
-    def forward(
-        self, hidden: Tensor, rotary: Tensor, lengths: Sequence[int], maps: list[list[Tensor]] | None = None
-    ) -> Tensor:
+    def forward(self, hidden: Tensor, layout: Layout, maps: list[list[Tensor]] | None = None) -> Tensor:
         """[T, D] -> [T, D]; `maps` as in SelfAttention."""
-        hidden = hidden + self.attention(self.attention_norm(hidden), rotary, lengths, maps)
-        return hidden + self.ffn(self.ffn_norm(hidden))
+        mixed = self.attention(self.attention_norm(hidden), layout, maps)
+        hidden = torch.add(hidden, mixed, alpha=self.residual_scale)
+        return torch.add(hidden, self.ffn(self.ffn_norm(hidden)), alpha=self.residual_scale)
 
 
-def layer_norm(width: int) -> nn.LayerNorm:
-    """ESM-2's LayerNorm."""
-    return nn.LayerNorm(width, eps=NORM_EPS)
+def layer_norm(width: int, bias: bool = True) -> nn.LayerNorm:
+    """The LayerNorm of ESM-2 and ESM-C."""
+    return nn.LayerNorm(width, eps=NORM_EPS, bias=bias)
 
 
 def initialise_linear(linear: nn.Linear, gain: float = 1.0) -> None:

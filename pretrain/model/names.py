@@ -1,6 +1,6 @@
 """How other systems name and lay out a trunk's parameters, as rules that are read in both directions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,22 +30,29 @@ class Dialect:
     rules: Callable[[TrunkShape], list[Rule]]
 
 
-def from_dialect(dialect: Dialect, state: Mapping[str, Tensor], shape: TrunkShape) -> dict[str, Tensor]:
-    """Our parameters from a state dict that has every part the rules name, in their shapes."""
-    ours = {}
+def from_dialect(dialect: Dialect, state: Mapping[str, Tensor], shape: TrunkShape) -> Iterator[tuple[str, Tensor]]:
+    """Our parameters, one at a time, from a state dict that has every part the rules name, in their shapes."""
     for rule in dialect.rules(shape):
         parts = [
             _pair_neighbours(state[part], shape.heads) if part in rule.half_split else state[part]
             for part in rule.parts
         ]
-        ours[rule.ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
-    return ours
+        yield rule.ours, torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def to_dialect(dialect: Dialect, state: Mapping[str, Tensor], shape: TrunkShape) -> dict[str, Tensor]:
-    """The dialect's state dict (own memory, contiguous) from our parameters."""
+    """The dialect's state dict from our parameters; contiguous, no two tensors in one storage.
+
+    Parameters that the dialect names as they are share their memory with `state`: a large model is not held twice.
+    """
     theirs = {}
     for rule in dialect.rules(shape):
+        if len(rule.parts) == 1 and not rule.half_split:
+            tensor = state[rule.ours].detach().contiguous()
+            # A view into a larger buffer would carry all of it into a pickled file.
+            shared = tensor.untyped_storage().nbytes() > tensor.nbytes
+            theirs[rule.parts[0]] = tensor.clone() if shared else tensor
+            continue
         for part, rows in zip(rule.parts, state[rule.ours].chunk(len(rule.parts)), strict=True):
             split = _pair_halves(rows, shape.heads) if part in rule.half_split else rows
             theirs[part] = split.detach().clone(memory_format=torch.contiguous_format)
@@ -131,6 +138,29 @@ def _transformers_eurobert(shape: TrunkShape) -> list[Rule]:
     return rules + _affine("lm_head.decoder", "lm_head")
 
 
+def _transformers_esmc(shape: TrunkShape) -> list[Rule]:
+    rules = [
+        Rule("embedding.weight", ("esmc.embed_tokens.weight",)),
+        Rule("final_norm.weight", ("esmc.norm.weight",)),
+    ]
+    for i in range(shape.layers):
+        ours, theirs = f"layers.{i}", f"esmc.layers.{i}"
+        q, k, v = (f"{theirs}.self_attn.{x}_proj.weight" for x in "qkv")
+        rules.append(Rule(f"{ours}.attention.qkv.weight", (q, k, v), (q, k)))
+        for name in ("query", "key"):
+            norm = f"{theirs}.self_attn.{name[0]}_norm.weight"
+            rules.append(Rule(f"{ours}.attention.{name}_norm.weight", (norm,), (norm,)))
+        rules += [
+            *_affine(f"{ours}.attention_norm", f"{theirs}.input_layernorm"),
+            *_affine(f"{ours}.ffn_norm", f"{theirs}.post_attention_layernorm"),
+            Rule(f"{ours}.attention.out.weight", (f"{theirs}.self_attn.o_proj.weight",)),
+            Rule(f"{ours}.ffn.up.weight", (f"{theirs}.mlp.gate_proj.weight", f"{theirs}.mlp.up_proj.weight")),
+            Rule(f"{ours}.ffn.down.weight", (f"{theirs}.mlp.down_proj.weight",)),
+        ]
+    rules += _affine("lm_head.dense", "lm_head.dense") + _affine("lm_head.norm", "lm_head.layer_norm")
+    return rules + _affine("lm_head.decoder", "lm_head.decoder")
+
+
 FAIR_ESM = Dialect("fair-esm ESM-2", "esm2", "embed_tokens.weight", _fair_esm)
 TRANSFORMERS_ESM = Dialect(
     "transformers EsmForMaskedLM", "esm2", "esm.embeddings.word_embeddings.weight", _transformers_esm
@@ -139,4 +169,5 @@ AMPLIFY = Dialect("AMPLIFY", "amplify", "encoder.weight", _amplify)
 TRANSFORMERS_EUROBERT = Dialect(
     "transformers EuroBertForMaskedLM", "amplify", "model.embed_tokens.weight", _transformers_eurobert
 )
-DIALECTS = (FAIR_ESM, TRANSFORMERS_ESM, AMPLIFY, TRANSFORMERS_EUROBERT)
+TRANSFORMERS_ESMC = Dialect("transformers EsmcForMaskedLM", "esmc", "esmc.embed_tokens.weight", _transformers_esmc)
+DIALECTS = (FAIR_ESM, TRANSFORMERS_ESM, AMPLIFY, TRANSFORMERS_EUROBERT, TRANSFORMERS_ESMC)

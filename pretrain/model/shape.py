@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from configs.trunk import AMPLIFY_SIZES, ESM2_SIZES, TrunkConfig
+from configs.trunk import AMPLIFY_SIZES, ESM2_SIZES, PUBLISHED_SIZES, TrunkConfig
 from pretrain.vocab import Alphabet, alphabet
 
 NORM_EPS = 1e-5
@@ -14,7 +14,7 @@ class TrunkShape:
     """Architecture family and dimensions of a trunk; everything its parameters' shapes follow from."""
 
     family: str
-    """`esm2` or `amplify`."""
+    """`esm2`, `amplify` or `esmc`."""
     layers: int
     width: int
     heads: int
@@ -26,10 +26,16 @@ class TrunkShape:
     @property
     def inner_width(self) -> int:
         """Hidden units of the feed-forward network: 4 x width for ESM-2; for SwiGLU two thirds of that, up to a
-        multiple of 8 (the published 1712 and 2560)."""
+        multiple of 8 for AMPLIFY (the published 1712 and 2560) and of 256 for ESM-C (2560)."""
         if self.family == "esm2":
             return 4 * self.width
-        return 8 * -(-int(2 * 4 * self.width / 3) // 8)
+        multiple = 8 if self.family == "amplify" else 256
+        return multiple * -(-int(2 * 4 * self.width / 3) // multiple)
+
+    @property
+    def residual_scale(self) -> float:
+        """Factor of what each layer adds to the residual stream; ESM-C's grows weaker with depth."""
+        return (36 / self.layers) ** 0.5 if self.family == "esmc" else 1.0
 
     @property
     def alphabet(self) -> Alphabet:
@@ -41,5 +47,5 @@ def trunk_shape(config: TrunkConfig) -> TrunkShape:
     if config.model == "custom":
         # The config's own validation lets no custom trunk through without its dimensions.
         return TrunkShape(config.family, config.layers or 0, config.width or 0, config.heads or 0)
-    family = "esm2" if config.model in ESM2_SIZES else "amplify"
-    return TrunkShape(family, *(ESM2_SIZES | AMPLIFY_SIZES)[config.model])
+    family = "esm2" if config.model in ESM2_SIZES else "amplify" if config.model in AMPLIFY_SIZES else "esmc"
+    return TrunkShape(family, *PUBLISHED_SIZES[config.model])

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 
 from configs.errors import UserError
-from configs.trunk import AMPLIFY_SIZES, ESM2_SIZES
-from pretrain.checkpoints import open_checkpoint
+from configs.trunk import AMPLIFY_SIZES, ESM2_SIZES, PUBLISHED_SIZES
+from pretrain.checkpoints import Checkpoint, open_checkpoint
 from pretrain.model.attention import default_inv_freq
 from pretrain.model.encoder import Encoder
+from pretrain.model.lora import merge_adapters
 from pretrain.model.names import DIALECTS, Dialect, from_dialect
 from pretrain.model.shape import TrunkShape, trunk_shape
 
@@ -57,11 +59,31 @@ def load_trunk_weights(encoder: Encoder, source: str, model: str) -> None:
         )
     dialect = _recognise(state, shape, where)
     _check(dialect, state, shape, where)
-    tensors = from_dialect(dialect, state, shape)
     frequencies = [tensor for name, tensor in state.items() if name.endswith("inv_freq")]
     inv_freq = frequencies[0].float().contiguous() if frequencies else default_inv_freq(shape.head_width)
-    tensors[FREQUENCIES] = inv_freq.view(torch.int32)
-    assign(encoder, tensors, where)
+    with torch.no_grad():
+        # One tensor at a time out of a mapped file: beside the model itself, loading needs its largest matrix.
+        for name, tensor in from_dialect(dialect, state, shape):
+            encoder.get_parameter(name).copy_(tensor)
+        encoder.get_buffer(FREQUENCIES).copy_(inv_freq.view(torch.int32))
+
+
+def load_trunk(checkpoint: Checkpoint) -> Encoder:
+    """The trunk alone of a checkpoint, low-rank adapters merged, on the CPU in eval mode.
+
+    Raises:
+        UserError: the checkpoint holds no trunk (stage `teacher`), or does not fit its own config.
+    """
+    where = f"checkpoint {checkpoint.path}"
+    if checkpoint.config.trunk is None:
+        raise UserError(
+            f"{where}: stage {checkpoint.config.stage!r} trains no trunk; name a checkpoint of stage reference or align"
+        )
+    # The random start is overwritten; drawing it must not move the caller's random state.
+    with torch.random.fork_rng(devices=[]):
+        encoder = Encoder(trunk_shape(checkpoint.config.trunk))
+    assign(encoder, _trunk_tensors(checkpoint), where)
+    return encoder.eval()
 
 
 def assign(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -153,7 +175,8 @@ def _read_pt(path: Path, where: str) -> dict:
     try:
         # weights_only with the one class fair-esm files hold: nothing else in the pickle is ever built or run.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, not read: tensors take memory when they are copied out. Files of torch before 1.6 are no zips.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         raise UserError(f"{where}: {path.name} cannot be read safely by torch.load ({type(error).__name__})") from None
     if not isinstance(content, dict):
@@ -183,8 +206,13 @@ def _own_weights(folder: Path, shape: TrunkShape, where: str) -> dict[str, Tenso
     if trunk is None or trunk_shape(trunk) != shape:
         held = "no trunk" if trunk is None else f"a trunk of {_words(trunk_shape(trunk))}"
         raise UserError(f"{where}: holds {held}, the configured one is {_words(shape)}; set `trunk` to match")
-    weights = checkpoint.weights()
-    return {name.removeprefix("trunk."): tensor for name, tensor in weights.items() if name.startswith("trunk.")}
+    return _trunk_tensors(checkpoint)
+
+
+def _trunk_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    weights = {n.removeprefix("trunk."): t for n, t in checkpoint.weights().items() if n.startswith("trunk.")}
+    assert checkpoint.config.trunk is not None
+    return merge_adapters(weights, checkpoint.config.trunk.lora)
 
 
 def _words(shape: TrunkShape) -> str:
@@ -196,12 +224,12 @@ def _download(model: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    if model not in ESM2_SIZES | AMPLIFY_SIZES:
+    if model not in PUBLISHED_SIZES:
         raise UserError(
-            f"trunk.weights=hub needs a published trunk.model, got {model!r}; "
-            f"allowed: {', '.join(ESM2_SIZES | AMPLIFY_SIZES)}"
+            f"trunk.weights=hub needs a published trunk.model, got {model!r}; allowed: {', '.join(PUBLISHED_SIZES)}"
         )
-    repository = f"facebook/{model}" if model in ESM2_SIZES else f"chandar-lab/{model}"
+    owner = "facebook" if model in ESM2_SIZES else "chandar-lab" if model in AMPLIFY_SIZES else "biohub"
+    repository = f"{owner}/{model.replace('ESMC_', 'ESMC-')}"
     try:
         folder = Path(snapshot_download(repository, allow_patterns=["config.json", "model*.safetensors"]))
         if not list(folder.glob("model*.safetensors")):

@@ -42,3 +42,7 @@ class Stage(Protocol):
     def loss(self, model: nn.Module, batch: Any, step: int) -> Losses:
         """Forward one share through the wrapped model, in optimizer update `step` (from 1)."""
         ...
+
+    def validate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, float]:
+        """Losses of held-out chains, the same on every rank; empty without validation. A collective."""
+        ...

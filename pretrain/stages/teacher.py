@@ -1,4 +1,4 @@
-"""Stage `teacher`: a GearNet trained by Multiview Contrast on the shards' structures."""
+"""Stage `teacher`: a GearNet or GearNet-Edge trained by Multiview Contrast on the shards' structures."""
 
 from collections.abc import Iterator
 
@@ -18,8 +18,8 @@ class TeacherStage:
     """Model, data and losses of one teacher run."""
 
     def __init__(self, config: TrainConfig) -> None:
-        if config.teacher.kind != "gearnet":
-            raise UserError(f"stage 'teacher' trains a gearnet, not teacher.kind={config.teacher.kind!r}")
+        if config.teacher.kind == "mpnn":
+            raise UserError("stage 'teacher' trains teacher.kind=gearnet or gearnet_edge, not 'mpnn'; set one of them")
         self._config = config
         self._reader = open_shards(config.data)
         self._samples, self._residues = chosen_chains(self._reader, config.data)
@@ -43,17 +43,22 @@ class TeacherStage:
     def loss(self, model: nn.Module, batch: Views, step: int) -> Terms:
         return multiview_loss(model, batch.to(next(model.parameters()).device))
 
+    def validate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, float]:
+        """Nothing: `tests.benchmarks.gearnet` and alignment tell what a teacher is worth."""
+        return {}
+
     def _plan(self, epoch: int) -> Plan:
         return plan_proteins(
             self._samples, self._residues, self._config.seed, epoch, self._config.teacher.multiview.proteins_per_batch
         )
 
     def _views(self, crops: list[Crop], epoch: int) -> Views:
-        """Views of whole chains; drawn anew each epoch, by a generator that only these chains decide."""
+        """Views of whole chains, each drawn by a generator of (seed, epoch, chain): the same on any number of ranks."""
         numbers = [crop.sample for crop in crops]
-        random = np.random.default_rng([self._config.seed, epoch, *numbers])
         samples = [self._reader.sample(self._config.data.split, number) for number in numbers]
-        return make_views(samples, self._config.teacher.multiview, random)
+        generators = [np.random.default_rng([self._config.seed, epoch, number]) for number in numbers]
+        teacher = self._config.teacher
+        return make_views(samples, teacher.multiview, generators, teacher.kind == "gearnet_edge")
 
 
 def plan_proteins(samples: np.ndarray, residues: np.ndarray, seed: int, epoch: int, proteins_per_batch: int) -> Plan:

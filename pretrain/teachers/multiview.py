@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.teacher import MultiviewConfig, TeacherConfig
-from data_pipeline.schema import Sample
+from data_pipeline.schema import MILLI_ANGSTROM, Sample
 from pretrain.distributed import rows_of
 from pretrain.losses.contrast import contrast_losses
 from pretrain.losses.terms import LossTerm, Statistic, Terms
 from pretrain.teachers.gearnet import GearNet
 from pretrain.teachers.residue_graph import GraphBatch, ProteinGraph, pack_graphs, protein_graph
+from pretrain.teachers.whitening import RunningWhitening
 
 
 @dataclass(frozen=True)
@@ -30,29 +31,43 @@ class Views:
         return replace(self, graphs=self.graphs.to(device))
 
 
-def make_views(samples: Sequence[Sample], config: MultiviewConfig, rng: np.random.Generator) -> Views:
-    """Two random views of every protein; a function of the samples and the generator's state alone.
+def make_views(
+    samples: Sequence[Sample],
+    config: MultiviewConfig,
+    generators: Sequence[np.random.Generator],
+    with_lines: bool = False,
+) -> Views:
+    """Two random views of every protein, each drawn from that protein's own generator.
 
-    Each view is a run of `crop_residues` consecutive residues or a ball around a random one, at equal odds, without a
-    random `edge_mask` of its edges.
+    Proteins without any complete backbone have none.
     """
-    proteins = [protein_graph(sample) for sample in samples]
-    proteins = [protein for protein in proteins if len(protein.types)]
-    first = [_view(protein, config, rng) for protein in proteins]
-    second = [_view(protein, config, rng) for protein in proteins]
-    return Views(pack_graphs(first + second), config.temperature)
+    seen = [(sample, rng) for sample, rng in zip(samples, generators, strict=True) if sample.valid.any()]
+    drawn = [draw_views(sample, config, rng) for sample, rng in seen]
+    first, second = [pair[0] for pair in drawn], [pair[1] for pair in drawn]
+    return Views(pack_graphs(first + second, with_lines), config.temperature)
 
 
-def _view(protein: ProteinGraph, config: MultiviewConfig, rng: np.random.Generator) -> ProteinGraph:
+def draw_views(sample: Sample, config: MultiviewConfig, rng: np.random.Generator) -> tuple[ProteinGraph, ProteinGraph]:
+    """Two random views of a protein with at least one complete backbone.
+
+    Each is a run of `crop_residues` consecutive residues or a ball around a random one, at equal odds, without a random
+    `edge_mask` of its edges. Edges are those of the whole chain that join two of the view's residues.
+    """
+    nodes = np.flatnonzero(sample.valid)
+    return _view(sample, nodes, config, rng), _view(sample, nodes, config, rng)
+
+
+def _view(sample: Sample, nodes: np.ndarray, config: MultiviewConfig, rng: np.random.Generator) -> ProteinGraph:
     if rng.random() < 0.5:
-        start = rng.integers(0, max(len(protein.types) - config.crop_residues, 0) + 1)
-        nodes = np.arange(start, min(start + config.crop_residues, len(protein.types)))
+        start = rng.integers(0, max(len(nodes) - config.crop_residues, 0) + 1)
+        seen = nodes[start : start + config.crop_residues]
     else:
-        centre = protein.positions[rng.integers(len(protein.types))]
-        nodes = np.flatnonzero(np.linalg.norm(protein.positions - centre, axis=1) <= config.ball_radius)
-    crop = protein.subgraph(nodes)
-    kept = rng.random(crop.edges.shape[1]) >= config.edge_mask
-    return replace(crop, edges=crop.edges[:, kept])
+        positions = sample.coordinates[nodes, 1] / MILLI_ANGSTROM
+        centre = positions[rng.integers(len(nodes))]
+        seen = nodes[np.linalg.norm(positions - centre, axis=1) <= config.ball_radius]
+    part = protein_graph(sample, seen)
+    kept = rng.random(part.edges.shape[1]) >= config.edge_mask
+    return replace(part, edges=part.edges[:, kept])
 
 
 class MultiviewModel(nn.Module):
@@ -60,27 +75,30 @@ class MultiviewModel(nn.Module):
 
     def __init__(self, config: TeacherConfig) -> None:
         super().__init__()
-        self.gearnet = GearNet(config.gearnet)
-        width, features = config.gearnet.width, config.gearnet.width * config.gearnet.layers
-        self.projection = nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width))
+        self.gearnet = GearNet(config.gearnet, config.kind == "gearnet_edge")
+        features = config.gearnet.width * config.gearnet.layers
+        self.whitening = RunningWhitening(features)
+        self.projection = nn.Linear(features, features)
+        # Keeps all angles, which after whitening are good ones to begin with.
+        nn.init.orthogonal_(self.projection.weight)
 
     def forward(self, views: Views) -> Tensor:
-        """Unit vectors [G, width]: the states of all layers, averaged over each graph's nodes and projected."""
+        """Unit vectors [G, layers * width]: states of all layers, averaged over each graph's nodes and projected."""
         states = torch.cat(self.gearnet(views.graphs), dim=-1)
         graphs = views.graphs
         sums = states.new_zeros(len(graphs.sizes), states.shape[-1]).index_add(0, graphs.graph, states)
         sizes = torch.tensor(graphs.sizes, dtype=states.dtype, device=states.device)
-        return F.normalize(self.projection(sums / sizes[:, None]), dim=-1)
+        return F.normalize(self.projection(self.whitening(sums / sizes[:, None])), dim=-1)
 
 
 def multiview_loss(model: nn.Module, views: Views) -> Terms:
     """InfoNCE between first and second views, both directions, against the views of all ranks' proteins.
 
     Args:
-        model: a MultiviewModel, wrapped or not; its batch statistics are those of one rank.
+        model: a MultiviewModel, wrapped or not.
 
     Returns:
-        term `multiview`, statistic `accuracy_multiview` (top-1 of first against all second views).
+        term `multiview`, statistic `accuracy_contrast` (top-1 of first against all second views).
     """
     embeddings = model(views).float()
     first, second = embeddings.chunk(2)
@@ -90,4 +108,4 @@ def multiview_loss(model: nn.Module, views: Views) -> Terms:
     summed = 0.5 * (losses.sequence_to_structure.sum() + losses.structure_to_sequence.sum())
     term = LossTerm(summed, torch.tensor(float(rows.total), device=embeddings.device))
     accuracy = Statistic(losses.hit.sum(), len(losses.hit))
-    return Terms({"multiview": term}, {"multiview": 1.0}, {"accuracy_multiview": accuracy})
+    return Terms({"multiview": term}, {"multiview": 1.0}, {"accuracy_contrast": accuracy})

@@ -13,7 +13,7 @@ class Teacher(Protocol):
     """Residue embeddings of a structure, without gradient and without randomness."""
 
     kind: str
-    """`gearnet` or `mpnn`."""
+    """`gearnet`, `gearnet_edge` or `mpnn`."""
     width: int
     """Features per residue."""
     weights_sha256: str

@@ -1,11 +1,13 @@
 """The ESM-2 trunk against fair-esm, the reference implementation."""
 
 import argparse
+import copy
 from pathlib import Path
 
 import esm
 import pytest
 import torch
+import torch.nn.functional as F
 from esm.model.esm2 import ESM2
 
 from pretrain.model.contacts import predict_contacts, read_contact_regression
@@ -63,6 +65,28 @@ def test_logits_and_states_of_packed_proteins_equal_fair_esm_on_padded_ones(fair
         expected = unpad(theirs["representations"][layer], proteins)
         # States grow with depth: relative to their largest value, the same rounding.
         assert (state - expected).abs().max() <= LOGITS * max(1, expected.abs().max())
+
+
+def test_gradients_of_packed_proteins_equal_fair_esm_on_padded_ones(fair_esm: ESM2, ours: Encoder) -> None:
+    proteins = masked_proteins("esm2")
+    padded, _ = pad(proteins, ESM2_8M.alphabet)
+    targets = torch.randint(4, 24, (sum(map(len, proteins)),), generator=torch.Generator().manual_seed(0))
+    fair_esm.zero_grad()
+    ours.zero_grad()
+    F.cross_entropy(unpad(fair_esm(padded)["logits"], proteins), targets).backward()
+    F.cross_entropy(ours.lm_logits(ours(pack(proteins))), targets).backward()
+    # Gradients go under fair-esm's names as weights do: a permutation of rows.
+    holder = copy.deepcopy(ours)
+    with torch.no_grad():
+        for parameter, source in zip(holder.parameters(), ours.parameters(), strict=True):
+            parameter.copy_(source.grad)
+    exported = to_fair_esm(holder)
+    theirs = {name: p.grad for name, p in fair_esm.named_parameters() if not name.startswith("contact_head")}
+    assert len(theirs) > 90
+    for name, expected in theirs.items():
+        # The bias of keys shifts all scores of a query alike: its gradient is 0 but for rounding.
+        assert expected.abs().max() > 1e-4 or name.endswith("k_proj.bias"), name
+        assert (exported[name] - expected).abs().max() <= LOGITS * max(1.0, expected.abs().max()), name
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """DeepSpeed against itself at other world sizes, and against plain torch: the same pools give the same losses."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ NUM_STEPS = 10
 TOLERANCE = 1e-5
 """Losses are near 7: some ten units in the last place of float32, room for another order of summation and no more."""
 CONTINUED_TOLERANCE = 1e-6
-"""A continued run does the same sums in the same order; only a change of world size reorders them."""
+"""A continued run does the same sums in the same order; a change of world size in between reorders a few."""
 PARTITION_ALL = '{"zero_optimization": {"stage3_param_persistence_threshold": 0}}'
 
 
@@ -42,12 +43,16 @@ class Bench:
             **{"optimizer__steps": NUM_STEPS, "checkpoint__every": 100, "engine__num_workers": size, **overrides},
         )
 
-    def train(self, name: str, size: int, stop_after: int | None = None, **overrides: Any) -> list[float]:
-        """Losses of all steps that the run has made so far."""
+    def rows(self, name: str, size: int, stop_after: int | None = None, **overrides: Any) -> list[dict[str, Any]]:
+        """Rows of all steps that the run has made so far."""
         config = self.config(name, size, **overrides)
         outcome = self._workers[size].train(config, stop_after)
         assert outcome["state"] == ("finished" if stop_after is None else "stopped")
-        return [row["loss"] for row in read_metrics(run_path(config) / METRICS)]
+        return read_metrics(run_path(config) / METRICS)
+
+    def train(self, name: str, size: int, stop_after: int | None = None, **overrides: Any) -> list[float]:
+        """Their losses."""
+        return [row["loss"] for row in self.rows(name, size, stop_after, **overrides)]
 
     def close(self) -> None:
         for workers in self._workers.values():
@@ -120,10 +125,35 @@ def test_a_stopped_run_continues_exactly_at_every_zero_stage(bench: Bench, one_w
     assert continued == pytest.approx(undisturbed, abs=CONTINUED_TOLERANCE)
 
 
-def test_two_workers_then_one_then_two_are_one_run(bench: Bench, one_worker: list[float]) -> None:
+def test_two_workers_then_one_then_two_are_one_run(bench: Bench) -> None:
+    undisturbed = bench.train("two", 2)
     bench.train("elastic", 2, stop_after=3)
     bench.train("elastic", 1, stop_after=6, engine__zero_stage=1)
-    assert bench.train("elastic", 2) == pytest.approx(one_worker, abs=TOLERANCE)
+    # Three steps in another order of summation: 3e-7 was seen, less than the last place of a loss near 7.
+    assert bench.train("elastic", 2) == pytest.approx(undisturbed, abs=CONTINUED_TOLERANCE)
+
+
+def test_every_loss_the_selection_and_the_gradient_are_those_of_one_worker(bench: Bench) -> None:
+    reference = {"stage": "reference", "optimizer__steps": 4, "trunk": {"layers": 1, "width": 32, "heads": 4}}
+    bench.train("reference", 1, **reference)
+    settings = {"selection": {"mode": "large", "reference": str(run_path(bench.config("reference", **reference)))}}
+    alone, together = (bench.rows(f"selecting-{size}", size, **settings) for size in (1, 2))
+    keys = [key for key in alone[0] if key.startswith(("loss", "selected"))]
+    assert {"loss_mlm", "loss_structure", "loss_contrast"} < set(keys)
+    assert any(key.startswith("selected") for key in keys), "selection must take place, or equality says nothing"
+    for key in keys:
+        assert [row[key] for row in together] == pytest.approx([row[key] for row in alone], abs=TOLERANCE), key
+    # Of the order of 1: relative, as float32 sums are.
+    assert [row["grad_norm"] for row in together] == pytest.approx([row["grad_norm"] for row in alone], rel=TOLERANCE)
+
+
+def test_optimizer_state_may_lie_on_the_cpu(bench: Bench, one_worker: list[float]) -> None:
+    offload = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    (bench.folder / "offload.json").write_text(json.dumps(offload))
+    for stage in (2, 3):
+        settings = {"engine__zero_stage": stage, "engine__deepspeed": str(bench.folder / "offload.json")}
+        bench.train(f"offloaded-{stage}", 2, stop_after=4, **settings)
+        assert bench.train(f"offloaded-{stage}", 2, **settings) == pytest.approx(one_worker, abs=TOLERANCE)
 
 
 def test_a_teacher_continues_with_its_batch_statistics(bench: Bench) -> None:

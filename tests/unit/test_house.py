@@ -19,6 +19,8 @@ ALLOWED = {
     "eval": ("configs", STRUCTURE, *SHARD_CONTRACT, *CHECKPOINT_READING, "eval"),
     "cluster": ("configs", "cluster"),
 }
+MAY_TORCH_SAVE = ROOT / "pretrain" / "model" / "fair_esm.py"
+"""Writes files for fair-esm, whose format is a pickle; its own test looks at every class that the pickle names."""
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -78,4 +80,4 @@ def test_nothing_is_pickled_and_torch_loads_weights_only(path: Path) -> None:
             assert keywords.get("weights_only") == "True"
         if called in ("np.load", "numpy.load"):
             assert keywords.get("allow_pickle", "False") == "False"
-        assert called != "torch.save", "artifacts are safetensors, json or npy"
+        assert called != "torch.save" or path == MAY_TORCH_SAVE, "artifacts are safetensors, json or npy"

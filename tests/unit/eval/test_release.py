@@ -71,8 +71,11 @@ def test_the_cards_code_runs_and_gives_the_checkpoints_answers(
     assert found["contacts"].std() > 0, "the fitted regression is in the contact head"
 
 
-def test_an_amplify_release_loads_without_remote_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, path, folder = evaluated(tmp_path, family="amplify")
+@pytest.mark.parametrize(("family", "name"), [("amplify", "EuroBertForMaskedLM"), ("esmc", "EsmcForMaskedLM")])
+def test_other_families_load_without_remote_code(
+    family: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path, folder = evaluated(tmp_path, family=family)
     write_release(path, folder, tmp_path / "out", "lab/name", "mit")
     card = tmp_path / "out" / "README.md"
     assert 'from_pretrained("lab/name")' in card.read_text()
@@ -83,7 +86,7 @@ def test_an_amplify_release_loads_without_remote_code(tmp_path: Path, monkeypatc
         hidden = model.trunk(Packed(tokens, (len(tokens),)))
         threedi = model.threedi_logits(hidden, torch.arange(1, len(tokens) - 1))
     torch.testing.assert_close(found["threedi_logits"], threedi, atol=1e-5, rtol=0)
-    assert type(found["model"]).__name__ == "EuroBertForMaskedLM"
+    assert type(found["model"]).__name__ == name
 
 
 def test_the_manifest_names_every_file_with_its_sha256(released: tuple[Path, Path]) -> None:

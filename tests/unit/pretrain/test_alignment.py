@@ -1,6 +1,7 @@
 """The alignment model: heads, outputs, temperature, optimizer groups."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from configs.losses import LossConfig
 from pretrain.batch import Batch
 from pretrain.model.alignment import AlignmentModel
 from pretrain.model.heads import Temperature
+from pretrain.model.load import teacher_widths
 from pretrain.model.parameter_groups import param_groups
 from pretrain.model.shape import TrunkShape
 from tests.parity.trunks import masked_proteins, pack
@@ -46,11 +48,12 @@ def test_outputs_have_the_contract_shapes_and_unit_rows(family: str) -> None:
     outputs = AlignmentModel(shape, LossConfig(projection_width=24), TEACHER_WIDTH)(batch)
     assert outputs.mlm_logits.shape == (len(batch.masked_index), len(shape.alphabet))
     assert outputs.threedi_logits.shape == (n, 20)
-    for projection in (outputs.sequence_projection, outputs.structure_projection):
+    (projected,) = outputs.projections
+    for projection in (projected.sequence, projected.structure):
         assert projection.shape == (n, 24)
         torch.testing.assert_close(projection.norm(dim=1), torch.ones(n))
     assert outputs.hidden.shape == (len(batch.packed.tokens), 32)
-    assert outputs.logit_scale.item() == pytest.approx(1 / 0.07)
+    assert projected.logit_scale.item() == pytest.approx(1 / 0.07)
 
 
 def test_heads_see_the_hidden_state_at_length_one() -> None:
@@ -63,7 +66,7 @@ def test_heads_see_the_hidden_state_at_length_one() -> None:
     assert torch.equal(model.threedi_logits(outputs.hidden, batch.residue_index), outputs.threedi_logits)
     projected = model.sequence_projection.linear(rows)
     expected = projected / projected.square().sum(1, keepdim=True).sqrt()
-    torch.testing.assert_close(outputs.sequence_projection, expected)
+    torch.testing.assert_close(outputs.projections[0].sequence, expected)
     logits = model.trunk.lm_logits(outputs.hidden)[batch.masked_index]
     torch.testing.assert_close(outputs.mlm_logits, logits)
 
@@ -72,17 +75,16 @@ def test_heads_see_the_hidden_state_at_length_one() -> None:
     ("losses", "absent"),
     [
         ({"structure": 0.0}, {"threedi_logits"}),
-        ({"contrast": 0.0}, {"sequence_projection", "structure_projection", "logit_scale"}),
+        ({"contrast": 0.0}, {"projections"}),
         ({"mlm": 0.0}, {"mlm_logits"}),
     ],
 )
 def test_a_loss_of_weight_zero_leaves_out_its_head_and_no_parameter_is_idle(losses: dict, absent: set[str]) -> None:
     model = AlignmentModel(SHAPE, LossConfig(**losses), None if "contrast" in losses else TEACHER_WIDTH)
     outputs = model(make_batch())
-    assert {name for name, value in outputs._asdict().items() if value is None} == absent
-    total = sum(
-        value.square().sum() for name, value in outputs._asdict().items() if value is not None and name != "hidden"
-    )
+    assert {name for name, value in outputs._asdict().items() if value is None or value == ()} == absent
+    there = [outputs.mlm_logits, outputs.threedi_logits, *(x for each in outputs.projections for x in each)]
+    total = sum(value.square().sum() for value in there if value is not None)
     total.backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trained
@@ -117,7 +119,8 @@ def test_plain_adamw_over_the_groups_learns_a_batch() -> None:
 
     def loss() -> torch.Tensor:
         outputs = model(batch)
-        similarities = outputs.logit_scale * outputs.sequence_projection @ outputs.structure_projection.T
+        ((sequence, structure, scale),) = outputs.projections
+        similarities = scale * sequence @ structure.T
         return (
             torch.nn.functional.cross_entropy(outputs.mlm_logits, batch.masked_target)
             + torch.nn.functional.cross_entropy(outputs.threedi_logits, batch.threedi)
@@ -146,3 +149,38 @@ def test_groups_hold_every_trainable_parameter_once_and_decay_matrices_only() ->
         "heads_matrices": (1e-3, 0.01),
         "heads_vectors": (1e-3, 0.0),
     }
+
+
+def test_every_teacher_has_heads_of_its_own_and_the_first_keeps_its_names() -> None:
+    one = AlignmentModel(SHAPE, LossConfig(projection_width=24), TEACHER_WIDTH)
+    two = AlignmentModel(SHAPE, LossConfig(projection_width=24), (5, 7))
+    more = {f"more_projections.0.{name}" for name in one.state_dict() if "projection" in name or "temperature" in name}
+    assert set(two.state_dict()) == set(one.state_dict()) | more
+    assert len(more) == 5
+    batch = make_batch()
+    assert TEACHER_WIDTH == 5 + 7
+    first, second = two(batch).projections
+    for projected, pair, columns in (
+        (first, two, batch.teacher[:, :5]),
+        (second, two.more_projections[0], batch.teacher[:, 5:]),
+    ):
+        expected = torch.nn.functional.normalize(pair.structure_projection.linear(columns), dim=-1)
+        torch.testing.assert_close(projected.structure, expected)
+        assert projected.sequence.shape == (len(batch.residue_index), 24)
+    assert not torch.equal(first.sequence, second.sequence)
+    sum(x.square().sum() for each in (first, second) for x in each).backward()
+    assert all(p.grad is not None for name, p in two.named_parameters() if "projection" in name or "temp" in name)
+
+
+def test_the_widths_of_the_teachers_are_found_in_the_weights() -> None:
+    for widths in ((), (5,), (5, 7, 9)):
+        model = AlignmentModel(SHAPE, LossConfig(contrast=0.5 if widths else 0.0), widths)
+        assert teacher_widths(model.state_dict()) == widths
+
+
+def test_a_batch_without_the_teachers_embeddings_is_refused() -> None:
+    model, batch = AlignmentModel(SHAPE, LossConfig(), TEACHER_WIDTH), make_batch()
+    with pytest.raises(AssertionError, match="needs teacher embeddings"):
+        model(replace(batch, teacher=None))
+    with pytest.raises(AssertionError, match="12"):
+        model(replace(batch, teacher=batch.teacher[:, :5]))

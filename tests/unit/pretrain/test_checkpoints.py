@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from configs.errors import UserError
 from configs.loading import dump_config
 from pretrain import checkpoints
-from pretrain.checkpoints import Share, list_checkpoints, open_checkpoint, prune, save
-from pretrain.tensor_files import hash_file, write_tensors
+from pretrain.checkpoints import Share, list_checkpoints, open_checkpoint, prune, remove_unfinished, save
+from pretrain.snapshot import Piece, Snapshot, Writers
+from pretrain.tensor_files import TensorFile, hash_file, write_tensors
 from tests.unit.pretrain.training import make_config
 
 STATE = {"step": 1, "optimizer_steps": 1}
@@ -48,12 +49,12 @@ def exchanges(size: int) -> list[Callable[[object], list[Any]]]:
     return [lambda value, rank=rank: exchange(rank, value) for rank in range(size)]
 
 
-def save_as(run: Path, step: int, size: int = 1, seed: int = 0) -> Path:
-    """A checkpoint written by `size` ranks."""
+def save_as(run: Path, step: int, size: int = 1, seed: int = 0, state: dict[str, Any] | None = None) -> Path:
+    """A checkpoint written by `size` ranks; `state` is what its state.json holds beside the usual."""
     config, shares = dump_config(make_config(run.parent)), shares_of(make_tensors(seed), size)
     with ThreadPoolExecutor(size) as pool:
         futures = [
-            pool.submit(save, run, step, config, {**STATE, "step": step}, shares[rank], rank, exchange)
+            pool.submit(save, run, step, config, {**STATE, "step": step, **(state or {})}, shares[rank], rank, exchange)
             for rank, exchange in enumerate(exchanges(size))
         ]
         paths = [future.result() for future in futures]
@@ -125,26 +126,26 @@ def test_nothing_to_open_is_one_clear_line(tmp_path: Path) -> None:
 def test_a_rank_that_cannot_write_fails_every_rank_and_leaves_no_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_share = checkpoints.write_share
+    write = Share.write
 
-    def full_disk(folder: Path, rank: int, share: Share) -> dict:
+    def full_disk(share: Share, folder: Path, rank: int) -> dict:
         if rank == 1:
             raise OSError(28, "No space left on device")
-        return write_share(folder, rank, share)
+        return write(share, folder, rank)
 
-    monkeypatch.setattr(checkpoints, "write_share", full_disk)
+    monkeypatch.setattr(Share, "write", full_disk)
     shares, raised = shares_of(make_tensors(), 2), []
 
-    def write(rank: int, exchange: Callable) -> None:
+    def attempt(rank: int, exchange: Callable) -> None:
         with pytest.raises(OSError, match=r"rank 1: .*No space left"):
             save(tmp_path / "run", 1, "", STATE, shares[rank], rank, exchange)
         raised.append(rank)
 
     with ThreadPoolExecutor(2) as pool:
-        for future in [pool.submit(write, rank, exchange) for rank, exchange in enumerate(exchanges(2))]:
+        for future in [pool.submit(attempt, rank, exchange) for rank, exchange in enumerate(exchanges(2))]:
             future.result()
     assert sorted(raised) == [0, 1]
-    assert list_checkpoints(tmp_path / "run") == []
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == [], "what was written is freed"
 
 
 def test_pruning_keeps_the_newest(tmp_path: Path) -> None:
@@ -164,3 +165,53 @@ def test_another_major_format_is_refused_by_name(tmp_path: Path) -> None:
     (path / "manifest.json").write_bytes(checkpoints._json(sealed))
     with pytest.raises(UserError, match=r"format 2\.0"):
         open_checkpoint(path)
+
+
+def test_what_an_interrupted_save_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    good = [save_as(run, step) for step in (1, 2)]
+    cut_off = run / "checkpoints" / "step_00000003"
+    cut_off.mkdir()
+    (cut_off / "weights-00000.safetensors").write_bytes(b"half a file")
+    assert remove_unfinished(run) == [cut_off]
+    assert sorted((run / "checkpoints").iterdir()) == good
+
+
+def test_a_tensor_that_was_not_declared_is_our_mistake(tmp_path: Path) -> None:
+    file = TensorFile(tmp_path / "x.safetensors", {"a": (torch.float32, (2,)), "b": (torch.int64, ())})
+    file.write("a", torch.ones(2))
+    with pytest.raises(AssertionError, match="not the next"):
+        file.write("a", torch.ones(2))
+
+
+def test_a_snapshot_keeps_what_stood_when_it_was_taken_and_is_written_like_whole_tensors(tmp_path: Path) -> None:
+    live = {"weights": torch.arange(6.0), "optimizer": torch.ones(6)}
+
+    def pieces() -> Iterator[Piece]:
+        for kind, values in live.items():
+            yield Piece(kind, f"{kind}.x", 0, (2, 3), torch.float32, 0, values)
+
+    copied, linked = Snapshot(pieces(), Writers(), copy=True), Snapshot(pieces(), Writers(), copy=False)
+    live["weights"].zero_()
+    for name, snapshot, expected in (("copied", copied, torch.arange(6.0)), ("linked", linked, torch.zeros(6))):
+        (tmp_path / name).mkdir()
+        facts = snapshot.write(tmp_path / name, 0)
+        file = tmp_path / name / "weights-00000.safetensors"
+        assert torch.equal(load_file(file)["weights.x"], expected.reshape(2, 3))
+        assert facts[file.name].sha256 == hash_file(file)
+        assert facts.keys() == {"weights-00000.safetensors", "optimizer-00000.safetensors"}
+
+
+def test_a_snapshot_that_cannot_be_written_says_so_only_after_every_tensor_was_put_together(tmp_path: Path) -> None:
+    asked = []
+
+    class Counting(Snapshot):
+        def _whole(self, piece: Piece, parts: Sequence[tuple[int, int]]) -> torch.Tensor | None:
+            asked.append(piece.name)
+            return super()._whole(piece, parts)
+
+    values = torch.ones(3)
+    pieces = [Piece("weights", name, 0, (3,), torch.float32, 0, values) for name in "abc"]
+    with pytest.raises(FileNotFoundError):
+        Counting(pieces, Writers(), copy=False).write(tmp_path / "no such folder", 0)
+    assert asked == ["a", "b", "c"], "the other ranks send all the same, and must not be left waiting"

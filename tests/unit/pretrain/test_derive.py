@@ -14,13 +14,13 @@ from configs.loading import dump_config
 from configs.teacher import DeriveConfig, GearNetConfig, TeacherConfig
 from configs.train import TrainConfig
 from configs.training_data import DataConfig
-from data_pipeline.derived import DerivedReader
+from data_pipeline.derived import DerivedReader, derived_names
 from data_pipeline.reader import ShardFile, ShardReader
 from data_pipeline.shards import write_shards
 from pretrain.checkpoints import Share, save
 from pretrain.derive import derive_teacher
 from pretrain.derive_forms import Errors, read_projection
-from pretrain.derive_shard import ShardWorker
+from pretrain.derive_shard import ShardTask, ShardWorker
 from pretrain.sampler import Position
 from pretrain.stages.align import AlignStage
 from pretrain.teachers.load import load_teacher
@@ -44,7 +44,8 @@ def write_teacher(runs: Path, shards: Path, seed: int = 0, stage: str = "teacher
     config = TrainConfig(stage=stage, name=f"t{seed}", data=DataConfig(shards=shards), teacher=teacher, trunk=trunk)
     torch.manual_seed(seed)
     model = MultiviewModel(teacher)
-    multiview_loss(model, make_views(CHAINS["train"], teacher.multiview, np.random.default_rng(seed)))
+    generators = [np.random.default_rng((seed, number)) for number in range(len(CHAINS["train"]))]
+    multiview_loss(model, make_views(CHAINS["train"], teacher.multiview, generators))
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     save(runs / config.name, 1, dump_config(config), {"step": 1}, Share(weights, {}))
     return runs / config.name
@@ -130,6 +131,23 @@ def test_a_damaged_column_is_written_again(tmp_path: Path, shards: Path) -> None
     assert tar.read_bytes() == good
 
 
+def test_every_teacher_that_names_a_column_gets_it(tmp_path: Path, shards: Path) -> None:
+    first, second, online = (write_teacher(tmp_path / "runs", shards, seed) for seed in (0, 1, 2))
+    config = derive_config(shards, first)
+    more = (TeacherConfig(weights=second, column="second"), TeacherConfig(weights=online))
+    derive_teacher(config.model_copy(update={"more_teachers": more}), shards)
+    alone = derive_config(shards, second, column="alone")
+    derive_teacher(alone, shards)
+    with ShardReader(shards) as reader:
+        assert derived_names(shards) == ["alone", "gearnet", "second"]
+        with DerivedReader(reader, "second") as column, DerivedReader(reader, "alone") as same:
+            assert column.facts["weights_sha256"] == load_teacher(more[0]).weights_sha256
+            assert column.manifest.splits == same.manifest.splits, "the same bytes"
+    twice = config.model_copy(update={"more_teachers": (TeacherConfig(weights=second, column="gearnet"),)})
+    with pytest.raises(UserError, match="one column for each teacher"):
+        derive_teacher(twice, shards)
+
+
 def test_what_a_user_can_get_wrong_is_named(tmp_path: Path, shards: Path) -> None:
     with pytest.raises(UserError, match=r"teacher\.column is not set"):
         derive_teacher(derive_config(shards, None, column=None), shards)
@@ -149,11 +167,11 @@ def made_shards(monkeypatch: pytest.MonkeyPatch, fail_after: int | None = None) 
     names: list[str] = []
     write = ShardWorker._write
 
-    def watched(worker: ShardWorker, base: ShardFile) -> Any:
+    def watched(worker: ShardWorker, base: ShardFile, task: ShardTask) -> Any:
         if len(names) == fail_after:
             raise KeyboardInterrupt
         names.append(base.facts.name)
-        return write(worker, base)
+        return write(worker, base, task)
 
     monkeypatch.setattr(ShardWorker, "_write", watched)
     return names

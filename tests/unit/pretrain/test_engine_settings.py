@@ -9,6 +9,7 @@ import pytest
 from configs.errors import UserError
 from configs.train import TrainConfig
 from pretrain.deepspeed_settings import deepspeed_settings
+from pretrain.worker import at_world_size
 from tests.unit.pretrain.training import make_config
 
 
@@ -56,6 +57,12 @@ def test_a_user_s_file_is_laid_over_and_auto_means_generated(tmp_path: Path) -> 
         ({"optimizer": {"type": "Adam"}}, "section 'optimizer' is decided by the run's config"),
         ({"bf16": {"enabled": True}}, "section 'bf16' is decided by the run's config"),
         ({"zero_optimization": {"stage": 1}}, "stage 1 but engine.zero_stage is 3"),
+        ({"zero_optimisation": {"stage": 3}}, "no key 'zero_optimisation'; did you mean 'zero_optimization'"),
+        ({"zero_optimization": {"stage3_prefetch": 1}}, r"zero_optimization\.stage3_prefetch: Extra inputs are not"),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "disk"}}},
+            r"offload_optimizer\.device: Input should be",
+        ),
         ("not json", "not valid JSON"),
         ([1], "holds a list"),
     ],
@@ -68,3 +75,26 @@ def test_a_contradiction_is_named_with_its_remedy(tmp_path: Path, content: Any, 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.json: cannot be read"):
         deepspeed_settings(make_config(tmp_path, engine__deepspeed=str(tmp_path / "nowhere.json")))
+
+
+def test_offload_and_zero_plus_plus_pass_through(tmp_path: Path) -> None:
+    given = {
+        "zero_hpz_partition_size": 8,
+        "zero_quantized_weights": True,
+        "zero_quantized_gradients": True,
+        "offload_optimizer": {"device": "cpu"},
+        "offload_param": {"device": "cpu"},
+    }
+    settings = deepspeed_settings(with_file(tmp_path, {"zero_optimization": given}))["zero_optimization"]
+    assert {key: settings[key] for key in given} == given
+
+
+@pytest.mark.parametrize(("fewest", "fits"), [(1, True), (2, True), (3, False)])
+def test_fewer_workers_than_wanted_may_not_be_more(tmp_path: Path, fewest: int, fits: bool) -> None:
+    settings = {"engine__num_workers": 2, "engine__min_workers": fewest}
+    if fits:
+        here = at_world_size(make_config(tmp_path, **settings), fewest)
+        assert deepspeed_settings(here)["train_batch_size"] == fewest
+    else:
+        with pytest.raises(UserError, match=r"engine.min_workers 3 is more than engine.num_workers 2"):
+            make_config(tmp_path, **settings)

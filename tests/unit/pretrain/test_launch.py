@@ -8,7 +8,9 @@ import pytest
 from configs.errors import UserError
 from pretrain.checkpoints import list_checkpoints, open_checkpoint
 from pretrain.launch import check, train
-from pretrain.run_folder import METRICS, read_metrics, read_status, run_path
+from pretrain.run_folder import METRICS, claim, read_metrics, read_status, run_path
+from pretrain.tracking import read_progress
+from tests.unit.pretrain.test_checkpoints import save_as
 from tests.unit.pretrain.training import make_config, run_training, write_task
 
 
@@ -28,6 +30,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"teacher__column": None, "teacher__weights": "nowhere"}, "teacher.weights nowhere: not there"),
         ({"trunk__weights": "nowhere.pt"}, "trunk.weights nowhere.pt: no such file"),
         ({"selection": {"mode": "large", "reference": "nowhere"}}, "nowhere: no such folder"),
+        ({"engine__deepspeed": "nowhere.json"}, r"engine.deepspeed nowhere\.json: cannot be read"),
     ],
 )
 def test_what_is_missing_is_named_before_any_worker_starts(task: Path, overrides: dict[str, Any], message: str) -> None:
@@ -49,6 +52,17 @@ def test_no_cluster_at_the_address_is_said_at_once(task: Path, monkeypatch: pyte
 
 def test_the_shards_manifest_is_named_by_its_hash(task: Path) -> None:
     assert len(check(make_config(task))) == 64
+
+
+def test_a_finished_run_tells_the_tracker_what_it_lacks(tmp_path: Path) -> None:
+    config = make_config(tmp_path, tracking__mlflow=True, optimizer__steps=2)
+    claim(config).close()
+    (run_path(config) / METRICS).write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    save_as(run_path(config), 2, state={"data_sha256": "abc"})
+    assert train(config) == 0
+    told = read_progress(run_path(config))
+    assert told.logged_step == 2
+    assert list(told.models) == ["step_00000002"]
 
 
 def test_two_ray_workers_train_to_the_end_and_a_second_start_has_nothing_to_do(task: Path, ray_cluster: str) -> None:

@@ -1,6 +1,7 @@
 """The run folder: who may continue a run, and what its small files hold."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,23 @@ def test_only_rank_zero_writes_and_a_stop_request_is_seen_once(tmp_path: Path) -
     run.terminated = True
     assert run.stop_requested
     run.end("stopped", 0)
+
+
+def test_rows_that_a_full_disk_refuses_wait_and_are_written_whole_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunFolder(tmp_path, total_steps=9)
+    run.begin(0)
+    run.log({"step": 1, "loss": 1.5})
+    ceiling = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    # Room for a part of the next row: the kernel writes that much and no more.
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / METRICS).stat().st_size + 5, ceiling))
+    try:
+        run.log({"step": 2, "loss": 2.5})
+        run.log({"step": 3, "loss": 3.5})
+        assert [row["step"] for row in read_metrics(tmp_path / METRICS)] == [1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (ceiling, ceiling))
+    run.end("finished", 3)
+    assert [row["loss"] for row in read_metrics(tmp_path / METRICS)] == [1.5, 2.5, 3.5]
+    assert len([record for record in caplog.records if "rows wait in memory" in record.message]) == 1

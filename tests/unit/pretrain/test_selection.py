@@ -1,10 +1,13 @@
 """Which residues the selection keeps."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.losses.selection import keep_mask, num_kept
+from configs.losses import SelectionConfig
+from pretrain.distributed import Rows
+from pretrain.losses.selection import keep_mask, num_kept, pool_kept, selection_ratio
 
 
 def test_large_keeps_the_largest_and_small_the_smallest() -> None:
@@ -44,3 +47,20 @@ def test_no_dropped_residue_has_more_excess_than_a_kept_one(excess: list[float],
     assert mask.sum() == num_kept(len(values), ratio)
     if not mask.all():
         assert values[mask].min() >= values[~mask].max()
+
+
+def test_the_ratio_goes_linearly_from_its_start_to_its_end() -> None:
+    config = SelectionConfig(mode="large", ratio=0.5, start_ratio=1.0, ratio_steps=4, column="known")
+    assert [selection_ratio(step, config) for step in (1, 2, 3, 5, 6, 1000)] == [1.0, 0.875, 0.75, 0.5, 0.5, 0.5]
+    rising = SelectionConfig(mode="large", ratio=0.8, start_ratio=0.2, ratio_steps=2, column="known")
+    assert [selection_ratio(step, rising) for step in (1, 2, 3)] == pytest.approx([0.2, 0.5, 0.8])
+    assert selection_ratio(7, SelectionConfig(mode="large", ratio=0.7, column="known")) == 0.7
+
+
+def test_scope_rank_keeps_its_own_share_whatever_the_pool_is_like() -> None:
+    pool = Rows((3, 5), 1)
+    excess = torch.tensor([0.1, 0.5, 0.3, 0.2, 0.4])
+    assert keep_mask(excess, 0.4, "large", rows=pool, scope="rank").tolist() == [False, True, False, False, True]
+    assert pool_kept(pool, 0.5, "large") == 4
+    assert pool_kept(pool, 0.5, "large", "rank") == 2 + 3
+    assert pool_kept(pool, 0.5, "off") == 8

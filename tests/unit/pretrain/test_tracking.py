@@ -3,7 +3,10 @@
 import json
 import socket
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -95,3 +98,75 @@ def test_a_run_that_never_began_leaves_no_trace(tmp_path: Path) -> None:
 def test_a_recorded_commit_comes_before_asking_git(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAPLM_COMMIT", "f00")
     assert commit() == "f00"
+
+
+def test_rows_of_an_outage_arrive_when_the_server_is_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(tracking, "POLL_SECONDS", 0.05)
+    server = FallibleClient()
+    monkeypatch.setattr(tracking, "_client", lambda uri: server)
+    config = make_config(tmp_path, tracking__mlflow=True)
+    claim(config).close()
+    tracker = Tracker(config, "abc123")
+    write_rows(config, range(1, 4))
+    wait_until(lambda: server.logged == [1, 2, 3])
+    server.down = True
+    failures = server.failures
+    write_rows(config, range(4, 6))
+    save_as(run_path(config), 5)
+    wait_until(lambda: server.failures > failures)
+    server.down = False
+    wait_until(lambda: server.logged == [1, 2, 3, 4, 5] and server.models == ["tiny-step_00000005"])
+    tracker.close("finished")
+    assert server.logged == [1, 2, 3, 4, 5]
+    assert server.models == ["tiny-step_00000005"]
+    assert server.ended == "FINISHED"
+
+
+class FallibleClient:
+    """What the tracker asks of MLflow, from a server that can be down."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.failures = 0
+        self.logged: list[int] = []
+        self.models: list[str] = []
+        self.ended = ""
+
+    def _answer(self) -> None:
+        if self.down:
+            self.failures += 1
+            raise ConnectionError("no route")
+
+    def get_experiment_by_name(self, name: str) -> None:
+        self._answer()
+
+    def create_experiment(self, name: str, artifacts: str | None) -> str:
+        return "1"
+
+    def create_run(self, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(info=SimpleNamespace(run_id="run"))
+
+    def log_batch(self, run_id: str, metrics: Sequence[Any] = (), params: Sequence[Any] = ()) -> None:
+        self._answer()
+        self.logged += [metric.step for metric in metrics if metric.key == "loss"]
+
+    def create_logged_model(self, experiment_id: str, name: str, **_: Any) -> Any:
+        self._answer()
+        self.models.append(name)
+        return SimpleNamespace(model_id=name)
+
+    def finalize_logged_model(self, model_id: str, status: str) -> None:
+        self._answer()
+
+    def set_terminated(self, run_id: str, status: str) -> None:
+        self.ended = status
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "the tracker did not get there"
+        time.sleep(0.02)

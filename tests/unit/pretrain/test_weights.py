@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,8 @@ from pretrain.model.alignment import AlignmentModel
 from pretrain.model.contacts import ContactRegression, read_contact_regression, write_contact_regression
 from pretrain.model.encoder import Encoder
 from pretrain.model.export import fair_esm_files, to_fair_esm, write_huggingface_folder
+from pretrain.model.fair_esm import write_fair_esm
+from pretrain.model.names import from_dialect
 from pretrain.model.shape import TrunkShape
 from pretrain.model.weights import load_trunk_weights
 from tests.parity.trunks import scrambled_encoder
@@ -159,10 +162,10 @@ def test_hub_downloads_the_published_repository(monkeypatch: pytest.MonkeyPatch,
         raise LocalEntryNotFoundError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    for model in ("esm2_t6_8M_UR50D", "AMPLIFY_120M"):
+    for model in ("esm2_t6_8M_UR50D", "AMPLIFY_120M", "ESMC_300M"):
         with pytest.raises(UserError, match=r"could not be downloaded .* check the network"):
             load_trunk_weights(Encoder(ESM2), "hub", model)
-    assert asked == ["facebook/esm2_t6_8M_UR50D", "chandar-lab/AMPLIFY_120M"]
+    assert asked == ["facebook/esm2_t6_8M_UR50D", "chandar-lab/AMPLIFY_120M", "biohub/ESMC-300M"]
     with pytest.raises(UserError, match=r"needs a published trunk\.model, got 'custom'"):
         load_trunk_weights(Encoder(ESM2), "hub", "custom")
 
@@ -179,3 +182,38 @@ def test_contact_regression_returns_from_its_file_and_other_files_are_refused(tm
     torch.save({"weights": 1}, tmp_path / "esm2-contact-regression.pt")
     with pytest.raises(UserError, match=r"allowed: fair-esm's <model>-contact-regression\.pt"):
         read_contact_regression(tmp_path / "esm2-contact-regression.pt")
+
+
+def test_the_regression_that_an_evaluation_fitted_is_read(tmp_path: Path) -> None:
+    arrays = {"weight": torch.arange(8.0), "bias": torch.tensor([-1.5])}
+    safetensors.torch.save_file(arrays, tmp_path / "contact_regression.safetensors")
+    found = read_contact_regression(tmp_path / "contact_regression.safetensors")
+    assert torch.equal(found.weight, arrays["weight"])
+    assert found.bias == -1.5
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file backs."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
+def test_loading_a_file_takes_no_second_copy_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = TrunkShape("esm2", 2, 960, 8)
+    encoder, source = scrambled_encoder(shape, seed=1), scrambled_encoder(shape, seed=2)
+    write_fair_esm(source, tmp_path / "esm2.pt")
+    size, most = (tmp_path / "esm2.pt").stat().st_size, []
+
+    def watched(*arguments: object) -> Iterator[tuple[str, Tensor]]:
+        for each in from_dialect(*arguments):
+            yield each
+            most.append(anonymous_bytes())
+
+    monkeypatch.setattr(weights, "from_dialect", watched)
+    before = anonymous_bytes()
+    load_trunk_weights(encoder, str(tmp_path / "esm2.pt"), "custom")
+    assert size > 80e6
+    # The largest matrix is a sixth of the file; reading it whole would take all of it.
+    assert max(most) - before < size / 2
+    assert torch.equal(encoder.layers[1].ffn.up.weight, source.layers[1].ffn.up.weight)

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,15 @@ class Workers:
         self._logs = [folder / f"worker-{size}-{rank}.log" for rank in range(size)]
         self._processes = [self._start(rank, size, port, log) for rank, log in enumerate(self._logs)]
 
-    def train(self, config: TrainConfig, stop_after: int | None = None) -> dict[str, Any]:
-        """Rank 0's outcome of one training; with `stop_after`, as if SIGTERM came in that step."""
-        command = json.dumps({"config": dump_config(config), "stop_after": stop_after})
+    def train(
+        self, config: TrainConfig, stop_after: int | None = None, poison: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Rank 0's outcome of one training; with `stop_after`, as if SIGTERM came in that step.
+
+        `poison` is {"what": "loss" or "gradient", "rank": r, "first": s, "last": t}: no number on rank r in the steps
+        s to t.
+        """
+        command = json.dumps({"config": dump_config(config), "stop_after": stop_after, "poison": poison})
         for process in self._processes:
             process.stdin.write(command + "\n")
             process.stdin.flush()
@@ -40,7 +47,8 @@ class Workers:
 
     def close(self) -> None:
         for process in self._processes:
-            process.stdin.close()
+            with suppress(BrokenPipeError):
+                process.stdin.close()
         for process in self._processes:
             process.wait(timeout=60)
             process.stdout.close()
@@ -71,18 +79,26 @@ class Workers:
 def main() -> None:
     """Answer commands until stdin ends."""
     from pretrain.run_folder import RunFolder
+    from pretrain.stages.align import AlignStage
     from pretrain.worker import run_worker
+    from tests.unit.pretrain.poison import poisoned
 
-    log, stop_after = RunFolder.log, None
+    log, loss, stop_after, poison = RunFolder.log, AlignStage.loss, None, None
 
     def log_and_stop(run: RunFolder, row: dict[str, float]) -> None:
         log(run, row)
         run.terminated = row["step"] == stop_after
 
-    RunFolder.log = log_and_stop
+    def loss_or_poison(stage: AlignStage, model: Any, batch: Any, step: int) -> Any:
+        terms = loss(stage, model, batch, step)
+        if poison and poison["first"] <= step <= poison["last"] and int(os.environ["RANK"]) == poison["rank"]:
+            return poisoned(terms, poison["what"])
+        return terms
+
+    RunFolder.log, AlignStage.loss = log_and_stop, loss_or_poison
     for line in sys.stdin:
         command = json.loads(line)
-        stop_after = command["stop_after"]
+        stop_after, poison = command["stop_after"], command["poison"]
         config = validate(TrainConfig, yaml.safe_load(command["config"]), "test")
         (config.runs / config.name).mkdir(parents=True, exist_ok=True)
         print(json.dumps(run_worker(config)), flush=True)
