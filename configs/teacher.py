@@ -30,6 +30,9 @@ class MultiviewConfig(Config):
     ball_radius: float = Field(default=15.0, gt=0)
     """Angstrom."""
     edge_mask: float = Field(default=0.15, ge=0, lt=1)
+    overlapping: bool = False
+    """Draw second views again until they share a residue with the first. Of a few thousand chains the other pairs are
+    learnt by heart, since little in them tells that they belong together; where there are millions leave it off."""
     temperature: float = Field(default=0.07, gt=0)
     proteins_per_batch: int = Field(default=32, ge=2)
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from configs.errors import UserError
+from configs.losses import LossConfig
 from data_pipeline.structure.chain import THREEDI_STATES
 from eval.card import render_card
 from eval.results import REGRESSION_FILE, RESULTS_FILE, Results, read_results
@@ -220,18 +221,28 @@ def _head_facts(model: AlignmentModel, checkpoint: Checkpoint) -> dict[str, obje
             "states": THREEDI_STATES,
         }
     if losses.contrast:
-        facts["sequence_projection"] = {
+        config = checkpoint.config
+        for number, teacher in enumerate((config.teacher, *config.more_teachers)):
+            # As the parameters in heads.safetensors are named.
+            before = f"more_projections.{number - 1}." if number else ""
+            facts |= {f"{before}{name}": words for name, words in _projection_facts(teacher.kind, losses).items()}
+    return facts
+
+
+def _projection_facts(teacher: str, losses: LossConfig) -> dict[str, dict[str, object]]:
+    return {
+        "sequence_projection": {
             "what": "linear(input), divided by its Euclidean length: the residue's place in the shared space"
-        }
-        facts["structure_projection"] = {
+        },
+        "structure_projection": {
             "what": "linear(teacher embedding), divided by its Euclidean length",
-            "teacher": checkpoint.config.teacher.kind,
-        }
-        facts["temperature"] = {
+            "teacher": teacher,
+        },
+        "temperature": {
             "what": "similarity = min(exp(logit_scale), maximum) * sequence . structure",
             "maximum": losses.max_logit_scale,
-        }
-    return facts
+        },
+    }
 
 
 def _check_tensors(folder: Path) -> None:

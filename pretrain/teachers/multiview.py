@@ -18,6 +18,9 @@ from pretrain.teachers.gearnet import GearNet
 from pretrain.teachers.residue_graph import GraphBatch, ProteinGraph, pack_graphs, protein_graph
 from pretrain.teachers.whitening import RunningWhitening
 
+TRIES = 20
+"""Second views drawn in search of one that overlaps the first; the last is taken in any case."""
+
 
 @dataclass(frozen=True)
 class Views:
@@ -54,20 +57,27 @@ def draw_views(sample: Sample, config: MultiviewConfig, rng: np.random.Generator
     `edge_mask` of its edges. Edges are those of the whole chain that join two of the view's residues.
     """
     nodes = np.flatnonzero(sample.valid)
-    return _view(sample, nodes, config, rng), _view(sample, nodes, config, rng)
+    first = _chosen(sample, nodes, config, rng)
+    for _ in range(TRIES if config.overlapping else 1):
+        second = _chosen(sample, nodes, config, rng)
+        if len(np.intersect1d(first, second, assume_unique=True)):
+            break
+    return _masked(protein_graph(sample, first), config, rng), _masked(protein_graph(sample, second), config, rng)
 
 
-def _view(sample: Sample, nodes: np.ndarray, config: MultiviewConfig, rng: np.random.Generator) -> ProteinGraph:
+def _chosen(sample: Sample, nodes: np.ndarray, config: MultiviewConfig, rng: np.random.Generator) -> np.ndarray:
+    """Which of some residues a view shows."""
     if rng.random() < 0.5:
         start = rng.integers(0, max(len(nodes) - config.crop_residues, 0) + 1)
-        seen = nodes[start : start + config.crop_residues]
-    else:
-        positions = sample.coordinates[nodes, 1] / MILLI_ANGSTROM
-        centre = positions[rng.integers(len(nodes))]
-        seen = nodes[np.linalg.norm(positions - centre, axis=1) <= config.ball_radius]
-    part = protein_graph(sample, seen)
-    kept = rng.random(part.edges.shape[1]) >= config.edge_mask
-    return replace(part, edges=part.edges[:, kept])
+        return nodes[start : start + config.crop_residues]
+    positions = sample.coordinates[nodes, 1] / MILLI_ANGSTROM
+    centre = positions[rng.integers(len(nodes))]
+    return nodes[np.linalg.norm(positions - centre, axis=1) <= config.ball_radius]
+
+
+def _masked(view: ProteinGraph, config: MultiviewConfig, rng: np.random.Generator) -> ProteinGraph:
+    kept = rng.random(view.edges.shape[1]) >= config.edge_mask
+    return replace(view, edges=view.edges[:, kept])
 
 
 class MultiviewModel(nn.Module):

@@ -39,5 +39,10 @@ def report(name: str, figures: dict[str, Any]) -> None:
         "machine": platform.machine(),
         "python": platform.python_version(),
     }
-    rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
+    rounded = {key: _rounded(value) if isinstance(value, float) else value for key, value in figures.items()}
     print(json.dumps({"benchmark": name, **rounded, "conditions": conditions}), flush=True)
+
+
+def _rounded(value: float) -> float:
+    """Four decimals, or three digits of what is smaller."""
+    return round(value, 4) if abs(value) >= 0.01 else float(f"{value:.3g}")

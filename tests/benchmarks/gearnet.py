@@ -25,7 +25,7 @@ import torch
 
 from configs.build import BuildConfig
 from configs.loading import load_config
-from configs.teacher import GearNetConfig
+from configs.teacher import GearNetConfig, MultiviewConfig
 from configs.train import TrainConfig
 from data_pipeline.build import run_build
 from data_pipeline.reader import ShardReader
@@ -159,6 +159,12 @@ def embedding_speed(proteins: list[Sample], edge_messages: bool) -> float:
     return sum(map(len, chosen)) / (time.process_time() - begun)
 
 
+def drawing_freely(config: TrainConfig) -> TrainConfig:
+    """The same with the published views of Multiview Contrast, whatever training drew."""
+    views = MultiviewConfig(overlapping=False)
+    return config.model_copy(update={"teacher": config.teacher.model_copy(update={"multiview": views})})
+
+
 def run(folder: Path, overrides: list[str]) -> None:
     torch.set_num_threads(1)
     shards = build_shards(folder)
@@ -169,6 +175,7 @@ def run(folder: Path, overrides: list[str]) -> None:
         raise SystemExit("the training was stopped")
     train_cpu_seconds = time.process_time() - begun
     checkpoint = open_checkpoint(run_path(config))
+    config = drawing_freely(config)
     untrained, model = MultiviewModel(config.teacher), MultiviewModel(config.teacher)
     load_weights(model, checkpoint)
     with ShardReader(shards) as reader:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from configs.teacher import GearNetConfig, MultiviewConfig, TeacherConfig
-from pretrain.teachers.multiview import MultiviewModel, make_views, multiview_loss
+from pretrain.teachers.multiview import MultiviewModel, draw_views, make_views, multiview_loss
 from pretrain.teachers.residue_graph import protein_graph
 from tests.unit.pretrain.chains import make_chain
 
@@ -50,6 +50,18 @@ def test_a_chain_shorter_than_the_crop_is_taken_whole() -> None:
     config = MultiviewConfig(crop_residues=50, ball_radius=1000.0)
     views = make_views([make_chain(20, 1)], config, generators(1))
     assert views.graphs.sizes == (20, 20)
+
+
+def test_overlapping_views_share_residues_and_others_need_not() -> None:
+    chain = make_chain(400, 1)
+    shared = {}
+    for overlapping in (False, True):
+        config = MultiviewConfig(crop_residues=20, ball_radius=8.0, overlapping=overlapping)
+        pairs = [draw_views(chain, config, rng) for rng in generators(40)]
+        shared[overlapping] = [len(set(a.residues) & set(b.residues)) > 0 for a, b in pairs]
+    assert not all(shared[False])
+    # Of 20 tries one misses with probability 0.9^20 = 0.1 at most, for views of a tenth of the chain.
+    assert sum(shared[True]) > 0.8 * len(shared[True]) > sum(shared[False])
 
 
 def test_the_edge_mask_removes_its_fraction_of_edges() -> None:
