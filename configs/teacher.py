@@ -31,8 +31,8 @@ class MultiviewConfig(Config):
     """Angstrom."""
     edge_mask: float = Field(default=0.15, ge=0, lt=1)
     overlapping: bool = False
-    """Draw second views again until they share a residue with the first. Of a few thousand chains the other pairs are
-    learnt by heart, since little in them tells that they belong together; where there are millions leave it off."""
+    """Training draws second views again until they share a residue with the first. Views in different parts of a chain,
+    three pairs in ten of the real chains, have only their composition in common."""
     temperature: float = Field(default=0.07, gt=0)
     proteins_per_batch: int = Field(default=32, ge=2)
 

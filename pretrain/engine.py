@@ -189,12 +189,13 @@ def build_engine(model: nn.Module, config: TrainConfig, world: World) -> Engine:
     for group in optimizer.param_groups:
         # DeepSpeed's stage 0 in bf16 begins with an update by gradients of zero, which would decay the weights.
         group["lr"] = 0.0
+    num_parameters = sum(p.numel() for p in model.parameters())
     prepare_for_zero(model, config)
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     create_optimizer_state(wrapped, 0)
     if world.device.type == "cpu":
         # Not sooner: what was freed while the model was divided has gone back to the system.
-        keep_freed_memory()
+        keep_freed_memory(num_parameters)
     if hasattr(wrapped.optimizer, "check_grad_overflow"):
         # ZeRO-1 and 2 in bf16 would apply gradients that are no numbers; in float32 the norm shows them anyway.
         wrapped.optimizer.check_grad_overflow = config.engine.precision == "bf16"

@@ -20,6 +20,7 @@ from pretrain.teachers.line_graph import NUM_ANGLES, LineGraph
 from pretrain.teachers.residue_graph import (
     NUM_RELATIONS,
     NUM_RESIDUE_TYPES,
+    TYPICAL_DEGREES,
     GraphBatch,
     pack_graphs,
     protein_graph,
@@ -61,6 +62,8 @@ class GearNet(nn.Module):
         self.width = config.width
         inputs = [NUM_RESIDUE_TYPES, *[config.width] * (config.layers - 1)]
         self.layers = nn.ModuleList([RelationalConv(NUM_RELATIONS, each, config.width) for each in inputs])
+        for layer in self.layers:
+            _scale_by_degree(layer.linear)
         self.edge_layers = nn.ModuleList()
         if edge_messages:
             # An edge's state is as wide as its source's before the same layer, to which it is added.
@@ -95,6 +98,13 @@ class GearNet(nn.Module):
     def _edge_states(self, number: int, edges: Tensor, line: LineGraph) -> Tensor:
         by_pair = edges.new_zeros(line.num_pairs, edges.shape[1]).index_add(0, line.pair, edges)
         return self.edge_layers[number](by_pair, edges, line.to_pairs, line.pair)
+
+
+@torch.no_grad()
+def _scale_by_degree(linear: RelationalLinear) -> None:
+    """Make initial weights smaller where more neighbours are summed, so that no relation drowns the others."""
+    scale = torch.tensor(TYPICAL_DEGREES).rsqrt()
+    linear.weight.mul_(scale.repeat_interleave(linear.in_features // NUM_RELATIONS))
 
 
 def edge_features(types: Tensor, line: LineGraph) -> Tensor:

@@ -21,6 +21,8 @@ from pretrain.teachers.line_graph import LineGraph, line_graph
 
 MAX_OFFSET = 2
 NUM_RELATIONS = 2 * MAX_OFFSET + 3
+TYPICAL_DEGREES = (1, 1, 1, 1, 1, 11, 4)
+"""Edges that a residue of a folded chain receives in each relation."""
 RADIUS = 10.0
 """Angstrom."""
 NUM_NEAREST = 10

@@ -11,7 +11,7 @@ from pretrain.distributed import all_sum
 
 MOMENTUM = 0.05
 """Of the running statistics; the first batches are averaged."""
-RIDGE = 0.01
+RIDGE = 0.1
 """Times the mean variance, added to the variance of every direction."""
 
 

@@ -28,6 +28,7 @@ def test_a_gpu_gives_the_mpnn_embeddings_of_the_cpu(tmp_path: Path) -> None:
     check_on_gpu(load_mpnn(write_random_mpnn(tmp_path / "mpnn.npz")))
 
 
-def test_a_gpu_gives_the_gearnet_embeddings_of_the_cpu() -> None:
+@pytest.mark.parametrize("edge_messages", [False, True])
+def test_a_gpu_gives_the_gearnet_embeddings_of_the_cpu(edge_messages: bool) -> None:
     torch.manual_seed(0)
-    check_on_gpu(GearNetTeacher(GearNet(GearNetConfig(width=32, layers=2)), "0" * 64))
+    check_on_gpu(GearNetTeacher(GearNet(GearNetConfig(width=32, layers=2), edge_messages), "0" * 64))
