@@ -132,7 +132,7 @@ def _befall(fault: Fault, count_file: Path) -> None:
     if fault.kill_at_line is not None or fault.count_lines:
         _trace(fault, count_file)
     if fault.terminate_at is not None:
-        _at_rows(lambda step: step == fault.terminate_at and os.kill(os.getpid(), signal.SIGTERM))
+        _after_steps(lambda step: step == fault.terminate_at and os.kill(os.getpid(), signal.SIGTERM))
     if fault.file_limit is not None:
         num_bytes, first, last = fault.file_limit
         ceiling = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -156,17 +156,17 @@ def _at_steps(act: Callable[[int], object]) -> None:
     AlignStage.loss = acting
 
 
-def _at_rows(act: Callable[[int], object]) -> None:
-    """Call `act` with the number of each step whose row is logged."""
-    from pretrain.run_folder import RunFolder
+def _after_steps(act: Callable[[int], object]) -> None:
+    """Call `act` with the number of each step that was made, before the loop asks what is wished."""
+    from pretrain import loop
 
-    log = RunFolder.log
+    count = loop.count_step
 
-    def acting(run: RunFolder, row: dict[str, float]) -> None:
-        log(run, row)
-        act(row["step"])
+    def acting(progress: loop.Progress, *others: Any) -> None:
+        count(progress, *others)
+        act(progress.step)
 
-    RunFolder.log = acting
+    loop.count_step = acting
 
 
 def _trace(fault: Fault, count_file: Path) -> None:

@@ -78,16 +78,17 @@ class Workers:
 
 def main() -> None:
     """Answer commands until stdin ends."""
+    from pretrain import loop
     from pretrain.run_folder import RunFolder
     from pretrain.stages.align import AlignStage
     from pretrain.worker import run_worker
     from tests.unit.pretrain.poison import poisoned
 
-    log, loss, stop_after, poison = RunFolder.log, AlignStage.loss, None, None
+    count, loss, stop_after, poison = loop.count_step, AlignStage.loss, None, None
 
-    def log_and_stop(run: RunFolder, row: dict[str, float]) -> None:
-        log(run, row)
-        run.terminated = row["step"] == stop_after
+    def count_and_stop(progress: loop.Progress, clock: Any, engine: Any, run: RunFolder, max_skipped: int) -> None:
+        count(progress, clock, engine, run, max_skipped)
+        run.terminated = progress.step == stop_after
 
     def loss_or_poison(stage: AlignStage, model: Any, batch: Any, step: int) -> Any:
         terms = loss(stage, model, batch, step)
@@ -95,7 +96,7 @@ def main() -> None:
             return poisoned(terms, poison["what"])
         return terms
 
-    RunFolder.log, AlignStage.loss = log_and_stop, loss_or_poison
+    loop.count_step, AlignStage.loss = count_and_stop, loss_or_poison
     for line in sys.stdin:
         command = json.loads(line)
         stop_after, poison = command["stop_after"], command["poison"]
