@@ -113,10 +113,6 @@ class Engine:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor.item()
 
-    def exchange(self, value: object) -> list[Any]:
-        """Every rank's small value, in rank order, on all ranks; also a barrier."""
-        return self.world.writers.exchange(value)
-
 
 def prepare_process(config: EngineConfig) -> None:
     """Settings that must stand before DeepSpeed is first imported: device kind, no op builds, quiet logs."""

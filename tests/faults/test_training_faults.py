@@ -69,8 +69,12 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     return Task(tmp_path_factory.mktemp("faults"))
 
 
-def kill_often(task: Task, name: str, wanted: int, fault_of: Callable[[], Fault]) -> None:
-    """Let runs be killed again and again until it has happened so often; each must end as if it had not."""
+def kill_often(task: Task, name: str, wanted: int, fault_of: Callable[[], Fault]) -> int:
+    """Let runs be killed again and again until it has happened so often; each must end as if it had not.
+
+    Returns:
+        how often it has happened.
+    """
     kills = launches = 0
     while kills < wanted:
         config, code = task.config(f"{name}-{kills}"), KILLED
@@ -81,6 +85,7 @@ def kill_often(task: Task, name: str, wanted: int, fault_of: Callable[[], Fault]
             kills += code == KILLED
         assert code == 0, log_of(config)[-3000:]
         task.assert_undisturbed(config)
+    return kills
 
 
 @pytest.mark.parametrize("wanted", [3, pytest.param(30, marks=pytest.mark.long)])
@@ -88,12 +93,13 @@ def test_sigkill_at_random_points_of_checkpointing_costs_nothing_but_the_steps_s
     one_save = task.lines(SAVING, ("saver.py", "save")) // (NUM_STEPS // EVERY)
     chance = random.Random(wanted)
     # Up to the middle of the second save: so that an attempt is killed, and runs get ahead all the same.
-    kill_often(
+    kills = kill_often(
         task,
         f"saving-{wanted}",
         wanted,
         lambda: Fault(rank=chance.randrange(2), kill_at_line=chance.randrange(1, 3 * one_save // 2)),
     )
+    assert kills == wanted
 
 
 @pytest.mark.parametrize("wanted", [3, pytest.param(12, marks=pytest.mark.long)])
@@ -101,7 +107,7 @@ def test_sigkill_of_a_worker_in_the_middle_of_a_step_costs_nothing_but_the_steps
     begins = ("loop.py", "train")
     one_step = task.lines(STEPPING, begins) // NUM_STEPS
     chance = random.Random(wanted)
-    kill_often(
+    kills = kill_often(
         task,
         f"stepping-{wanted}",
         wanted,
@@ -112,6 +118,7 @@ def test_sigkill_of_a_worker_in_the_middle_of_a_step_costs_nothing_but_the_steps
             kill_at_line=chance.randrange(1, 2 * EVERY * one_step),
         ),
     )
+    assert kills == wanted
 
 
 @pytest.mark.parametrize("steps", [(3, 4, 9), pytest.param((1, 2, 5, 6, 7, 11, 12, 15), marks=pytest.mark.long)])
