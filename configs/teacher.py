@@ -30,6 +30,9 @@ class MultiviewConfig(Config):
     ball_radius: float = Field(default=15.0, gt=0)
     """Angstrom."""
     edge_mask: float = Field(default=0.15, ge=0, lt=1)
+    mask_odds: float = Field(default=0.5, ge=0, le=1)
+    """Chance that a view loses `edge_mask` of its edges; otherwise it keeps all, as in the published code's choice of
+    noise."""
     overlapping: bool = False
     """Training draws second views again until they share a residue with the first. Views in different parts of a chain,
     three pairs in ten of the real chains, have only their composition in common."""

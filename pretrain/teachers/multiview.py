@@ -53,8 +53,9 @@ def make_views(
 def draw_views(sample: Sample, config: MultiviewConfig, rng: np.random.Generator) -> tuple[ProteinGraph, ProteinGraph]:
     """Two random views of a protein with at least one complete backbone.
 
-    Each is a run of `crop_residues` consecutive residues or a ball around a random one, at equal odds, without a random
-    `edge_mask` of its edges. Edges are those of the whole chain that join two of the view's residues.
+    Each is a run of `crop_residues` consecutive residues or a ball around a random one, at equal odds, and at
+    `mask_odds` without a random `edge_mask` of its edges. Edges are those of the whole chain that join two of the
+    view's residues.
     """
     nodes = np.flatnonzero(sample.valid)
     first = _chosen(sample, nodes, config, rng)
@@ -76,6 +77,8 @@ def _chosen(sample: Sample, nodes: np.ndarray, config: MultiviewConfig, rng: np.
 
 
 def _masked(view: ProteinGraph, config: MultiviewConfig, rng: np.random.Generator) -> ProteinGraph:
+    if rng.random() >= config.mask_odds:
+        return view
     kept = rng.random(view.edges.shape[1]) >= config.edge_mask
     return replace(view, edges=view.edges[:, kept])
 

@@ -10,13 +10,15 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("configs", "data_pipeline", "pretrain", "eval", "cluster")
 SHARD_CONTRACT = ("data_pipeline.schema", "data_pipeline.manifest", "data_pipeline.reader", "data_pipeline.derived")
 STRUCTURE = "data_pipeline.structure"
+SIMILARITY = tuple(f"data_pipeline.splits.{name}" for name in ("kmers", "components", "containment", "homologs", "fasta"))
+"""Functions of sequences alone: evaluation clusters and looks for leaks as a build does."""
 CHECKPOINT_READING = ("pretrain.model", "pretrain.vocab", "pretrain.batch", "pretrain.checkpoints")
 ALLOWED = {
     "configs": ("configs",),
     STRUCTURE: (STRUCTURE,),
     "data_pipeline": ("configs", "data_pipeline"),
     "pretrain": ("configs", STRUCTURE, *SHARD_CONTRACT, "pretrain"),
-    "eval": ("configs", STRUCTURE, *SHARD_CONTRACT, *CHECKPOINT_READING, "eval"),
+    "eval": ("configs", STRUCTURE, *SHARD_CONTRACT, *SIMILARITY, *CHECKPOINT_READING, "eval"),
     "cluster": ("configs", "cluster"),
 }
 MAY_TORCH_SAVE = ROOT / "pretrain" / "model" / "fair_esm.py"
