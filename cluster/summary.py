@@ -18,11 +18,10 @@ from cluster.artifacts import (
     read_training,
 )
 from configs.campaign import CampaignConfig
-from configs.evaluate import metric_label
+from configs.labels import is_lower_better, metric_label
 
 WIDTH = 100
 LOSS_NAMES = {"loss": "total", "loss_mlm": "masked language", "loss_structure": "3Di", "loss_contrast": "contrast"}
-LOWER_IS_BETTER = "pseudo_perplexity"
 OWN_HEAD = "aligned model, own head"
 FITTED_HEAD = "aligned model, head fitted afterwards"
 
@@ -163,7 +162,7 @@ def _like_for_like(contenders: Sequence[Contender]) -> str:
 
 def metric_name(task: str, metric: str) -> str:
     """A metric for people, and which way is better where that is not up."""
-    return metric_label(task, metric) + (" (lower is better)" if metric == LOWER_IS_BETTER else "")
+    return metric_label(task, metric) + (" (lower is better)" if is_lower_better(metric) else "")
 
 
 def estimate_text(estimate: Estimate | None) -> str:

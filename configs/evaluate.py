@@ -75,21 +75,3 @@ class EvalConfig(Config):
     def probe_of(self, task: str) -> ProbeConfig:
         """Settings of one task's head."""
         return self.probes.get(task, self.probe)
-
-
-_METRIC_LABELS: dict[tuple[str, str], str] = {
-    ("pseudo_perplexity", "pseudo_perplexity"): "pseudo-perplexity",
-    ("threedi", "accuracy"): "3Di accuracy, own head",
-    ("threedi_fitted", "accuracy"): "3Di accuracy, head fitted afterwards",
-    ("threedi_lookup", "accuracy"): "3Di accuracy, residue-type lookup",
-    ("threedi_majority", "accuracy"): "3Di accuracy, majority state",
-    ("secondary_structure", "q3"): "secondary structure Q3, linear probe",
-}
-
-
-def metric_label(task: str, metric: str) -> str:
-    """A metric of results.json, named for people."""
-    if task == "contact":
-        name, _, span = metric.rpartition("_")
-        return f"contact {name}, {span} range"
-    return _METRIC_LABELS.get((task, metric), f"{task} {metric}")

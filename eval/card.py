@@ -2,7 +2,7 @@
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from configs.evaluate import metric_label
+from configs.labels import metric_label
 from configs.train import TrainConfig
 from configs.trunk import AMPLIFY_SIZES, ESM2_SIZES, ESMC_SIZES
 from eval.report import environment

@@ -1,5 +1,8 @@
 """Command line of `python -m eval`."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -7,18 +10,22 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from configs.evaluate import EvalConfig, metric_label
+from configs.evaluate import EvalConfig
+from configs.labels import is_lower_better, metric_label
 from configs.loading import load_config
+from eval.comparison import Comparison
 from eval.follow import RunFailed
 from eval.results import Results
-from eval.tables import format_estimate
+from eval.service.commands import register as register_service
+from eval.tables import format_difference, format_estimate, format_p, verdict
+from eval.tool_commands import register as register_tools
 
-EXIT_RUN_FAILED = 1
+EXIT_FAILED = 1
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Checkpoint -> results -> release.",
+    help="Checkpoint -> results -> release; a service for all checkpoints; tools from sequence.",
 )
 
 
@@ -29,10 +36,17 @@ def _programs() -> None:
 
 @app.command(
     epilog="Examples:  python -m eval run runs/align configs/eval/demo.yaml --follow  |  "
-    "python -m eval run runs/align/checkpoints/step_00000500 configs/eval/demo.yaml data.max_test_chains=50"
+    "python -m eval run runs/align/checkpoints/step_00000500 configs/eval/suite.yaml benchmarks.root=benchmarks  |  "
+    "python -m eval run hf:facebook/esm2_t6_8M_UR50D configs/eval/suite.yaml benchmarks.root=benchmarks"
 )
 def run(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder, or a run folder: each in it.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="A checkpoint folder; a run folder: each in it; a transformers folder, hf:ORG/NAME or "
+            "callable:module:function: any other model."
+        ),
+    ],
     config: Annotated[Path, typer.Argument(help="YAML file of the evaluation.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value ...", show_default=False)] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Evaluate new checkpoints until the run ends.")] = False,
@@ -49,11 +63,35 @@ def run(
         results = evaluate_target(target, settings, follow)
     except RunFailed as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(EXIT_RUN_FAILED) from None
+        raise typer.Exit(EXIT_FAILED) from None
     console = Console()
     console.print(results_table(results))
     console.print(f"results  {target.output}/step_*/results.json", soft_wrap=True)
     console.print(f"report   {target.output / 'report.html'}", soft_wrap=True)
+    failed = [f"{one.run} step {one.step}, {task.task}: {task.reason}" for one in results for task in one.failed]
+    for line in failed:
+        typer.echo(f"error: {line}", err=True)
+    if failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command(
+    epilog="Example:  python -m eval compare runs/align/eval/step_00000100 runs/align/eval/step_00000500 "
+    "--json comparison.json"
+)
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder of an evaluation: the one that holds results.json.")],
+    second: Annotated[Path, typer.Argument(help="Another one, of the same tasks and settings.")],
+    samples: Annotated[int, typer.Option(min=100, help="Bootstrap samples.")] = 4000,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers there.")] = None,
+) -> None:
+    """Second minus first, paired over the same examples, with p-values corrected for the number of metrics (Holm)."""
+    from eval.comparison import compare as compare_folders
+
+    found = compare_folders(first, second, samples)
+    if json_file is not None:
+        json_file.write_text(json.dumps({name: asdict(one) for name, one in found.items()}, indent=1) + "\n")
+    Console().print(comparison_table(found))
 
 
 @app.command(
@@ -81,6 +119,24 @@ def release(
     console.print(f"verified {written.verified}", soft_wrap=True)
     if push:
         console.print(f"uploaded {push_release(written.folder, repo)}", soft_wrap=True)
+
+
+register_tools(app)
+register_service(app)
+
+
+def comparison_table(found: Mapping[str, Comparison]) -> Table:
+    """A row for each metric; those that no model moves are left out."""
+    table = Table(title="second - first, with 95 % confidence intervals", title_justify="left")
+    for name in ("metric", "first", "second", "difference", "p (Holm)", ""):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for one in found.values():
+        if one.is_test:
+            digits = 2 if is_lower_better(one.metric) else 3
+            values = (f"{one.first:.{digits}f}", f"{one.second:.{digits}f}")
+            label = metric_label(one.task, one.metric)
+            table.add_row(label, *values, format_difference(one), format_p(one.p_holm), verdict(one))
+    return table
 
 
 def results_table(results: list[Results]) -> Table:

@@ -37,6 +37,8 @@ class EvalData:
     manifest_sha256: str
     test: tuple[Example, ...]
     fit: tuple[Example, ...]
+    split: str = "test"
+    """Name of the held-out split."""
 
 
 class Shards(Protocol):
@@ -71,7 +73,7 @@ def load_data(reader: Shards, config: EvalDataConfig, seed: int) -> EvalData:
             f"shards: {len(shared)} sequence clusters stand in both {config.split!r} and {config.fit_split!r}; "
             "build the shards again"
         )
-    return EvalData(reader.manifest_sha256, test, fit)
+    return EvalData(reader.manifest_sha256, test, fit, config.split)
 
 
 def example_of(sample: Sample, max_residues: int) -> Example:

@@ -1,112 +1,141 @@
-"""All that evaluation asks of a model: hidden states (each chain once), masked likelihoods, attention maps."""
+"""The embedding pass that all frozen tasks share: each distinct sequence once, whatever asks for it and when."""
 
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from eval.data import Example
-from pretrain.batch import Packed
-from pretrain.model.alignment import AlignmentModel
-from pretrain.vocab import Alphabet
+from configs.benchmarks import FeaturesConfig
+from configs.errors import UserError
+from eval.embedding_cache import EmbeddingCache
+from eval.models.batches import SPECIAL_TOKENS, batches_of
+from eval.models.protocol import ProteinModel
 
-SPECIAL_TOKENS = 2
-"""`<cls>` before and `<eos>` after every sequence."""
+GROUP_BYTES = 1 << 27
+"""States held in memory between two writes to the cache: what an interruption costs."""
+
+
+class Wanted(Protocol):
+    """Sequences to embed."""
+
+    @property
+    def means(self) -> Sequence[str]: ...
+
+    @property
+    def residues(self) -> Sequence[str]: ...
 
 
 class Features:
-    """Forward passes over a frozen model; hidden states stay in memory for the life of the object.
+    """Embeddings of a frozen model, on disk by sequence; what is missing is computed when it is asked for.
 
     Args:
-        model: in evaluation mode, on `device`.
-        batch_tokens: tokens of one forward pass; a longer chain gets a pass of its own.
+        model: in evaluation mode.
+        config: representation and precision.
+        batch_tokens: tokens of one forward pass.
+        folder: of the cache, shared by models and processes; None: a temporary one that goes with this object.
     """
 
-    has_attention = True
-
-    def __init__(self, model: AlignmentModel, alphabet: Alphabet, batch_tokens: int, device: torch.device) -> None:
-        self.model = model
-        self.alphabet = alphabet
+    def __init__(
+        self,
+        model: ProteinModel,
+        config: FeaturesConfig | None = None,
+        batch_tokens: int = 4096,
+        folder: Path | None = None,
+    ) -> None:
+        self.config = config or FeaturesConfig()
+        self.model = model.at(self.config.precision)
         self.batch_tokens = batch_tokens
-        self.device = device
         self.num_embedded = 0
-        """Chains that went through the shared embedding pass."""
-        self._hidden: dict[str, Tensor] = {}
+        """Sequences that this object put through the model."""
+        self._temporary = tempfile.TemporaryDirectory(prefix="embeddings-") if folder is None else None
+        self.cache = EmbeddingCache(
+            Path(self._temporary.name) if self._temporary else Path(folder),
+            model.weights_sha256,
+            self.config.representation,
+            self.config.precision,
+        )
 
-    def hidden(self, examples: Sequence[Example]) -> list[Tensor]:
-        """Per chain the aligned hidden state of its residues, float32 [N, D] on the CPU; computed once per chain."""
-        missing = [example for example in examples if example.key not in self._hidden]
-        tokens = [self._tokens(example) for example in missing]
-        with torch.no_grad():
-            for batch in batches_of([len(t) for t in tokens], self.batch_tokens):
-                packed = pack([tokens[i] for i in batch], self.device)
-                states = self.model.trunk(packed).float().cpu()
-                for i, part in zip(batch, states.split(packed.lengths), strict=True):
-                    self._hidden[missing[i].key] = part[1:-1].clone()
-                self.num_embedded += len(batch)
-        return [self._hidden[example.key] for example in examples]
+    @property
+    def width(self) -> int:
+        """Features of one residue."""
+        return self.model.width * (self.model.layers if self.config.representation == "all_layers" else 1)
 
-    def threedi_logits(self, examples: Sequence[Example]) -> list[Tensor] | None:
-        """Per chain float32 [N, 20] of the checkpoint's own 3Di head; None when it has none."""
-        if not self.model.losses.structure:
-            return None
-        logits = []
-        with torch.no_grad():
-            for hidden in self.hidden(examples):
-                every = torch.arange(len(hidden), device=self.device)
-                logits.append(self.model.threedi_logits(hidden.to(self.device), every).float().cpu())
-        return logits
+    def embed(self, wants: Wanted) -> int:
+        """Embed what is not there yet of all that tasks want; returns the number of sequences embedded."""
+        before = self.num_embedded
+        self._ensure(wants.means, wants.residues)
+        return self.num_embedded - before
 
-    def masked_nll(self, jobs: Sequence[tuple[Example, np.ndarray]]) -> list[Tensor]:
-        """Per job (chain, positions to hide together) float32 [M]: -log p of the hidden residues, whole vocabulary."""
-        tokens = [self._tokens(example) for example, _ in jobs]
-        losses: list[Tensor] = [torch.empty(0)] * len(jobs)
-        with torch.no_grad():
-            for batch in batches_of([len(t) for t in tokens], self.batch_tokens):
-                hidden_at = [torch.from_numpy(jobs[i][1]) + 1 for i in batch]
-                masked = [
-                    tokens[i].index_fill(0, at, self.alphabet.mask_id) for i, at in zip(batch, hidden_at, strict=True)
-                ]
-                packed = pack(masked, self.device)
-                starts = np.cumsum([0, *packed.lengths[:-1]])
-                rows = torch.cat([at + int(start) for at, start in zip(hidden_at, starts, strict=True)])
-                targets = torch.cat([tokens[i][at] for i, at in zip(batch, hidden_at, strict=True)])
-                states = self.model.trunk(packed).index_select(0, rows.to(self.device))
-                logits = self.model.trunk.lm_logits(states).float().cpu()
-                loss = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-                for i, part in zip(batch, loss.split([len(at) for at in hidden_at]), strict=True):
-                    losses[i] = part
-        return losses
+    def hidden(self, sequences: Sequence[str]) -> list[Tensor]:
+        """States of residues, float32 [N, D] each (of float16 precision where they were stored so)."""
+        self._ensure((), sequences)
+        return [torch.from_numpy(self.cache.residues(sequence).astype(np.float32)) for sequence in sequences]
 
-    def attention_maps(self, example: Example) -> Tensor:
-        """float32 [layers * heads, N + 2, N + 2]: attention of the unmasked chain, special tokens included."""
-        with torch.no_grad():
-            return self.model.trunk.attention_maps(pack([self._tokens(example)], self.device))[0]
+    def residue_rows(self, sequences: Sequence[str], rows: Sequence[np.ndarray]) -> Tensor:
+        """float32 [sum of M, D]: the states of residues rows[i], int64 [M], of each sequence, and of no others."""
+        self._ensure((), sequences)
+        found = np.empty((sum(map(len, rows)), self.width), dtype=np.float32)
+        begin = 0
+        for sequence, chosen in zip(sequences, rows, strict=True):
+            found[begin : begin + len(chosen)] = self.cache.residues(sequence)[chosen]
+            begin += len(chosen)
+        return torch.from_numpy(found)
 
-    def _tokens(self, example: Example) -> Tensor:
-        """int64 [N + 2]."""
-        residues = self.alphabet.encode(example.sequence)
-        return torch.from_numpy(np.concatenate([[self.alphabet.cls_id], residues, [self.alphabet.eos_id]]))
+    def means(self, sequences: Sequence[str]) -> Tensor:
+        """float32 [n, D]: states averaged over the residues of each sequence."""
+        self._ensure(sequences, ())
+        found = np.empty((len(sequences), self.width), dtype=np.float32)
+        for i, sequence in enumerate(sequences):
+            found[i] = self.cache.mean(sequence)
+        return torch.from_numpy(found)
 
+    def threedi_logits(self, sequences: Sequence[str]) -> list[Tensor] | None:
+        """float32 [N, 20] of the model's own 3Di head, from the cached states; None where it has no head."""
+        if self.config.representation != "last":
+            return self.model.threedi_logits(sequences)
+        return None if self.model.threedi_of([]) is None else self.model.threedi_of(self.hidden(sequences))
 
-def pack(sequences: Sequence[Tensor], device: torch.device) -> Packed:
-    """Token sequences laid end to end on `device`."""
-    return Packed(torch.cat(list(sequences)).to(device), tuple(len(tokens) for tokens in sequences))
+    def close(self) -> None:
+        """Remove a temporary cache; one in a folder stays."""
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
+    def _ensure(self, means: Iterable[str], residues: Iterable[str]) -> None:
+        """Embed what the cache lacks, states of residues first: they bring the means with them."""
+        residues = dict.fromkeys(residues)
+        means = [sequence for sequence in dict.fromkeys(means) if sequence not in residues]
+        for wanted, with_states in ((list(residues), True), (means, False)):
+            for group in self._groups(self.cache.missing(wanted, with_states)):
+                # Whoever waits here finds the group done; a process that is killed gives the lock back.
+                with self.cache.locked():
+                    self._embed(self.cache.missing(group, with_states), with_states)
 
-def batches_of(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Numbers of sequences of similar length whose lengths sum to at most `batch_tokens`, the longest first.
+    def _embed(self, sequences: list[str], with_states: bool) -> None:
+        if not sequences:
+            return
+        states = self.model.hidden(sequences, all_layers=self.config.representation == "all_layers")
+        self.num_embedded += len(sequences)
+        means = np.stack([one.mean(dim=0).numpy() for one in states])
+        self.cache.write(sequences, means, [one.numpy() for one in states] if with_states else None)
 
-    The longest first: when memory does not suffice, that shows at once.
-    """
-    batch: list[int] = []
-    total = 0
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and total + lengths[i] > batch_tokens:
-            yield batch
-            batch, total = [], 0
-        batch.append(i)
-        total += lengths[i]
-    if batch:
-        yield batch
+    def _groups(self, sequences: list[str]) -> Iterator[list[str]]:
+        """Sequences of similar length whose states are held in memory together."""
+        self._check_lengths(sequences)
+        lengths = [len(sequence) + SPECIAL_TOKENS for sequence in sequences]
+        tokens = max(self.batch_tokens, GROUP_BYTES // (4 * self.width))
+        for group in batches_of(lengths, tokens):
+            yield [sequences[i] for i in group]
+
+    def _check_lengths(self, sequences: Sequence[str]) -> None:
+        longest = max(map(len, sequences), default=1)
+        if any(not sequence for sequence in sequences):
+            raise UserError("a sequence without residues cannot be embedded; leave it out")
+        if self.model.max_residues is not None and longest > self.model.max_residues:
+            raise UserError(
+                f"{self.model.name}: a sequence of {longest} residues, but the model takes at most "
+                f"{self.model.max_residues}; set benchmarks.max_residues and data.max_residues to that or less"
+            )

@@ -11,7 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from configs.evaluate import metric_label
+from configs.labels import metric_label, task_label
 from eval.results import Results
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6B7280"
@@ -95,12 +95,32 @@ def metric_figures(results: Sequence[Results]) -> dict[str, tuple[Figure, str]]:
         names = ("P@L", "P@L/2", "P@L/5")
         curves = [curve_of(results, "contact", f"{name}_{span}", name) for name in names]
         groups[f"contact_{span}"] = (f"Contact precision, {span} range", curves)
+    if len(results) > 1:
+        groups |= _of_other_tasks(results)
     figures = {}
     for stem, (title, maybe) in groups.items():
         curves = [curve for curve in maybe if curve is not None]
         if curves:
             figures[stem] = (_curves_figure(title, curves), _describe(title, curves))
     return figures
+
+
+def _of_other_tasks(results: Sequence[Results]) -> dict[str, tuple[str, list[Curve | None]]]:
+    """One group of curves for each benchmark task: its first metrics, whole test split."""
+    metrics: dict[str, list[str]] = {}
+    for result in results[-1].results:
+        metrics.setdefault(result.task, []).append(result.metric)
+    drawn = {"pseudo_perplexity", "secondary_structure", "contact", *_THREEDI}
+    return {
+        f"task_{task}": (sentence(task_label(task)), [curve_of(results, task, name) for name in names[: len(_STYLES)]])
+        for task, names in metrics.items()
+        if task not in drawn
+    }
+
+
+def sentence(words: str) -> str:
+    """With a capital letter first."""
+    return words[:1].upper() + words[1:]
 
 
 def _curves_figure(title: str, curves: Sequence[Curve]) -> Figure:

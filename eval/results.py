@@ -1,29 +1,31 @@
-"""results.json: what one checkpoint scored, with everything needed to know whether two files may be compared."""
+"""Records on disk: what one task found (`tasks/<task>.json`), and results.json, which joins them."""
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from configs.errors import UserError
 from configs.evaluate import EvalConfig
-from eval.intervals import Link, Measurement, PairedDifference, paired_difference
+from eval.tasks.protocol import TaskFacts
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "2.0"
 RESULTS_FILE = "results.json"
-EXAMPLES_FILE = "examples.safetensors"
+TASKS_FOLDER = "tasks"
 REGRESSION_FILE = "contact_regression.safetensors"
 CONTACT_EXAMPLE_FILE = "contact_example.safetensors"
+_MOVE_NO_NUMBER = {"device", "mlflow", "poll_seconds", "stall_seconds", "execution", "batch_tokens", "tasks"}
+"""Settings of where and how fast things run."""
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+_R = TypeVar("_R", bound=_Record)
 
 
 class Result(_Record):
@@ -34,8 +36,9 @@ class Result(_Record):
     split: str
     metric: str
     value: float
+    """Mean over seeds."""
     ci_low: float | None
-    """95 % interval by bootstrap over sequence clusters; null with fewer than two clusters."""
+    """95 % interval by bootstrap over sequence clusters (and seeds); null with fewer than two clusters."""
     ci_high: float | None
     seeds: tuple[int, ...]
     num_examples: int
@@ -50,13 +53,27 @@ class Skipped(_Record):
     reason: str
 
 
-class TaskFacts(_Record):
-    """What a task measures and how, so that a number can be read years later."""
+class Failed(_Record):
+    """A task that ended in an error; it runs again when the evaluation does."""
 
-    version: str
-    frozen: str
-    head: str
-    method: str
+    task: str
+    reason: str
+
+
+class TaskRecord(_Record):
+    """Content of `tasks/<task>.json`: all that one task found."""
+
+    format_version: str = FORMAT_VERSION
+    task: str
+    weights_sha256: str
+    protocol_sha256: str
+    """Of everything that can change a number of this task."""
+    facts: TaskFacts
+    results: tuple[Result, ...] = ()
+    skipped: str | None = None
+    """Why there are no results."""
+    remarks: tuple[str, ...] = ()
+    seconds: float
 
 
 class Results(_Record):
@@ -64,46 +81,87 @@ class Results(_Record):
 
     format_version: str = FORMAT_VERSION
     run: str
+    """Name of the run, or of a model from elsewhere."""
     stage: str
+    """Of training; `peer` for a model from elsewhere."""
     trunk: str
     """Family and size, e.g. `esm2 6x320x20`."""
     step: int
+    """0 for a model from elsewhere."""
     weights_sha256: str
-    manifest_sha256: str
-    """Of the shards that were evaluated on."""
+    manifest_sha256: str | None
+    """Of the shards that were evaluated on; null where no task needed any."""
     training_manifest_sha256: str | None = None
     """Of the shards that the run was trained on, where the checkpoint records it."""
     protocol_sha256: str
     """Of everything in the config that can change a number."""
-    fit_split: str
+    fit_split: str | None
     num_fit_chains: int
     num_test_chains: int
     num_embedded: int
-    """Chains embedded in the pass that all frozen tasks share: each exactly once."""
+    """Sequences embedded in the pass that all frozen tasks share: each exactly once."""
     seconds: float
     tasks: dict[str, TaskFacts]
     results: tuple[Result, ...]
     skipped: tuple[Skipped, ...]
+    failed: tuple[Failed, ...] = ()
+    remarks: dict[str, tuple[str, ...]] = {}
+    """By task: what the leakage check found, settings chosen on validation."""
 
     def find(self, task: str, metric: str) -> Result | None:
         """The result of that task and metric, if there is one."""
         return next((r for r in self.results if (r.task, r.metric) == (task, metric)), None)
 
 
-def protocol_sha256(config: EvalConfig, manifest_sha256: str) -> str:
+def protocol_sha256(config: EvalConfig, manifest_sha256: str | None) -> str:
     """Hash of the settings that can change a number; where things lie and how fast they run is left out."""
-    tree = json.loads(config.model_dump_json(exclude={"device", "mlflow", "poll_seconds", "stall_seconds"}))
-    tree["data"]["shards"] = manifest_sha256
+    return _hash(_settings(config, manifest_sha256))
+
+
+def task_protocol_sha256(config: EvalConfig, manifest_sha256: str | None, task: str, facts: TaskFacts) -> str:
+    """The same for one task: its own head's settings, its data, and not those of other tasks."""
+    tree = _settings(config, manifest_sha256 if facts.data_sha256 is None else None)
+    tree["probe"] = config.probe_of(task).model_dump(mode="json")
+    del tree["probes"]
+    if facts.data_sha256 is not None:
+        tree["data"] = facts.data_sha256
+    return _hash([task, facts.version, tree])
+
+
+def _settings(config: EvalConfig, manifest_sha256: str | None) -> dict[str, object]:
+    tree = json.loads(config.model_dump_json(exclude=_MOVE_NO_NUMBER))
+    if tree["data"] is not None:
+        tree["data"]["shards"] = manifest_sha256
+    for name in ("root", "sources", "training_shards"):
+        del tree["benchmarks"][name]
+    for name in ("cache", "keep_cache"):
+        del tree["features"][name]
+    return tree
+
+
+def _hash(tree: object) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def write_results(results: Results, folder: Path) -> Path:
     """Write results.json by rename, so that a reader sees all of it or none."""
-    path = folder / RESULTS_FILE
-    temporary = path.with_suffix(".json.part")
-    temporary.write_text(results.model_dump_json(indent=1) + "\n")
-    os.replace(temporary, path)
-    return path
+    return _write(results, folder / RESULTS_FILE)
+
+
+def write_record(record: TaskRecord, folder: Path) -> Path:
+    """Write `tasks/<task>.json` by rename."""
+    (folder / TASKS_FOLDER).mkdir(parents=True, exist_ok=True)
+    return _write(record, record_path(folder, record.task))
+
+
+def record_path(folder: Path, task: str) -> Path:
+    """Where the record of a task lies; its examples lie beside it as `.safetensors`."""
+    return folder / TASKS_FOLDER / f"{task}.json"
+
+
+def examples_path(folder: Path, task: str) -> Path:
+    """Where the values of every example of a task lie, for paired comparison later."""
+    return folder / TASKS_FOLDER / f"{task}.safetensors"
 
 
 def read_results(path: Path) -> Results:
@@ -113,18 +171,21 @@ def read_results(path: Path) -> Results:
         UserError: no such file, or one that is not a results.json of this format.
     """
     path = path / RESULTS_FILE if path.is_dir() else path
-    try:
-        results = Results.model_validate_json(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"results {path}: no such file; write it with `python -m eval run CHECKPOINT CONFIG`") from None
-    except (ValidationError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"results {path}: not a results.json ({first}); evaluate the checkpoint again") from None
-    if results.format_version != FORMAT_VERSION:
-        raise UserError(
-            f"results {path}: format {results.format_version}, this program reads {FORMAT_VERSION}; evaluate again"
-        )
-    return results
+    return _read(Results, path, "write it with `python -m eval run CHECKPOINT CONFIG`")
+
+
+def read_record(path: Path) -> TaskRecord:
+    """What a `tasks/<task>.json` holds.
+
+    Raises:
+        UserError: as `read_results`.
+    """
+    return _read(TaskRecord, path, "evaluate the checkpoint again")
+
+
+def read_records(folder: Path) -> dict[str, TaskRecord]:
+    """Records by task of the folder that holds results.json."""
+    return {path.stem: read_record(path) for path in sorted((folder / TASKS_FOLDER).glob("*.json"))}
 
 
 def read_all_results(folder: Path) -> list[Results]:
@@ -133,69 +194,25 @@ def read_all_results(folder: Path) -> list[Results]:
     return sorted(found, key=lambda results: results.step)
 
 
-def write_examples(measurements: dict[str, Sequence[Measurement]], folder: Path) -> None:
-    """Values of every example by task (`<task>|<metric>|values`, ...), for paired comparison later."""
-    tensors: dict[str, np.ndarray] = {}
-    facts: dict[str, dict[str, object]] = {}
-    for task, ours in measurements.items():
-        for m in ours:
-            name = f"{task}|{m.metric}"
-            facts[name] = {"keys": m.keys, "link": m.link}
-            tensors |= {f"{name}|values": m.values, f"{name}|weights": m.weights, f"{name}|clusters": m.clusters}
-    path = folder / EXAMPLES_FILE
-    temporary = path.with_suffix(".part")
-    save_file(tensors, temporary, metadata={"measurements": json.dumps(facts)})
+def _write(record: _Record, path: Path) -> Path:
+    temporary = path.with_suffix(f".{os.getpid()}.part")
+    temporary.write_text(record.model_dump_json(indent=1) + "\n")
     os.replace(temporary, path)
+    return path
 
 
-def read_examples(folder: Path) -> dict[tuple[str, str], Measurement]:
-    """Measurements by (task, metric) that `write_examples` wrote.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    path = folder / EXAMPLES_FILE
+def _read(kind: type[_R], path: Path, remedy: str) -> _R:
     try:
-        with safe_open(path, framework="numpy") as file:
-            facts = json.loads(file.metadata()["measurements"])
-            read: dict[tuple[str, str], Measurement] = {}
-            for name, fact in facts.items():
-                task, metric = name.split("|")
-                arrays = [file.get_tensor(f"{name}|{part}") for part in ("values", "weights", "clusters")]
-                link: Link = fact["link"]
-                read[task, metric] = Measurement(metric, tuple(fact["keys"]), *arrays, link)
-    except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"examples {path}: cannot be read ({error}); evaluate the checkpoint again") from None
-    return read
-
-
-def check_comparable(first: Results, second: Results) -> None:
-    """Refuse two files whose numbers do not mean the same.
-
-    Raises:
-        UserError: a shared task has another version, or the data or settings differ.
-    """
-    for task in sorted(first.tasks.keys() & second.tasks.keys()):
-        versions = (first.tasks[task].version, second.tasks[task].version)
-        if versions[0] != versions[1]:
-            raise UserError(f"comparison: task {task!r} has versions {versions[0]} and {versions[1]}; evaluate again")
-    if first.manifest_sha256 != second.manifest_sha256:
-        raise UserError(
-            f"comparison: evaluated on different shards ({first.manifest_sha256[:12]}, {second.manifest_sha256[:12]}); "
-            "evaluate both on the same"
-        )
-
-
-def compare(first: Path, second: Path, num_samples: int = 4000, seed: int = 0) -> dict[str, PairedDifference]:
-    """Second evaluation minus first by `task/metric`, paired over the examples both hold.
-
-    Raises:
-        UserError: the two may not be compared (see `check_comparable`).
-    """
-    check_comparable(read_results(first), read_results(second))
-    ours, theirs = read_examples(first), read_examples(second)
-    shared = [name for name in ours if name in theirs]
-    return {
-        f"{task}/{metric}": paired_difference(ours[task, metric], theirs[task, metric], num_samples, seed)
-        for task, metric in shared
-    }
+        content = path.read_text()
+        version = json.loads(content)["format_version"]
+    except FileNotFoundError:
+        raise UserError(f"results {path}: no such file; {remedy}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"results {path}: not a results.json ({error}); evaluate the checkpoint again") from None
+    if version != FORMAT_VERSION:
+        raise UserError(f"results {path}: format {version}, this program reads {FORMAT_VERSION}; evaluate again")
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"results {path}: not a results.json ({first}); evaluate the checkpoint again") from None

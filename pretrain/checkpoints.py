@@ -120,6 +120,11 @@ def list_checkpoints(run: Path) -> list[Path]:
     return [folder for _, folder in _step_folders(run) if (folder / MANIFEST).is_file()]
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path means one checkpoint, whole or damaged, and not a run folder or something else."""
+    return _STEP_FOLDER.fullmatch(path.name) is not None or (path / MANIFEST).is_file()
+
+
 def open_checkpoint(path: Path | str, verify: bool = True) -> Checkpoint:
     """Open a checkpoint folder, or the last good one of a run folder (or of its `checkpoints/`).
 
@@ -137,7 +142,7 @@ def open_checkpoint(path: Path | str, verify: bool = True) -> Checkpoint:
         if best is None:
             raise UserError(f"checkpoint {path}: no checkpoint there was validated; set validation.pools, or name one")
         path = best
-    if _STEP_FOLDER.fullmatch(path.name) or (path / MANIFEST).is_file():
+    if is_checkpoint(path):
         return _open_one(path, verify)
     if not path.is_dir():
         raise UserError(f"checkpoint {path}: no such folder; name a run folder or one of its checkpoints/step_*")

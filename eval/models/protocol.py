@@ -1,13 +1,14 @@
 """What evaluation asks of a protein language model, be it a checkpoint of ours, a transformers model or a function."""
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
 
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 """Order of the columns of log-probabilities."""
+Precision = Literal["float32", "bfloat16"]
 
 
 @runtime_checkable
@@ -40,6 +41,13 @@ class ProteinModel(Protocol):
     def max_residues(self) -> int | None:
         """The longest sequence it takes; None: any."""
 
+    @property
+    def precision(self) -> Precision:
+        """Of its matrix products; what comes out is float32 always."""
+
+    def at(self, precision: Precision) -> "ProteinModel":
+        """The same weights computing in `precision`; itself where nothing changes."""
+
     def hidden(self, sequences: Sequence[str], all_layers: bool = False) -> list[Tensor]:
         """Final residue states, float32 [N, D] each, or of all layers side by side, [N, layers * D]."""
 
@@ -55,6 +63,9 @@ class ProteinModel(Protocol):
 
     def threedi_logits(self, sequences: Sequence[str]) -> list[Tensor] | None:
         """float32 [N, 20] of the model's own 3Di head, None where it has none."""
+
+    def threedi_of(self, hidden: Sequence[Tensor]) -> list[Tensor] | None:
+        """`threedi_logits` of what `hidden` gave, so that nothing is embedded twice; None where it has no head."""
 
     def trunk(self) -> "Tunable":
         """A copy of the trunk that may be trained, for fine-tuning."""

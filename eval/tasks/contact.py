@@ -1,7 +1,8 @@
 """Contacts from attention maps: the regression of ESM (Rao et al. 2021), and precision of its top pairs."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,19 +11,15 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from configs.evaluate import ContactConfig
-from data_pipeline.structure.geometry import cb_or_virtual, contact_map
 from eval.data import Example
 from eval.features import Features
 from eval.intervals import measurement_of
 from eval.results import CONTACT_EXAMPLE_FILE, REGRESSION_FILE
-from eval.tasks.protocol import Context, FunctionTask, Outcome
+from eval.tasks.contact_task import SETS, Chains, ContactTask
+from eval.tasks.contact_truth import FIXED, METRICS, candidates, definition_of, precisions, truth_of
+from eval.tasks.protocol import Context, Outcome
 from pretrain.model.contacts import ContactRegression
 
-MIN_SEPARATION = 6
-RANGES: dict[str, tuple[int, int]] = {"short": (6, 11), "medium": (12, 23), "long": (24, 1 << 30)}
-"""Smallest and largest |i - j|, both included."""
-DIVISORS = {"P@L": 1, "P@L/2": 2, "P@L/5": 5}
-METRICS = tuple(f"{name}_{span}" for span in RANGES for name in DIVISORS)
 MAX_FIT_VALUES = 40_000_000
 """Pairs x attention maps given to the regression; beyond it pairs are drawn at random and weighted up."""
 EXAMPLE_RESIDUES = 150
@@ -61,50 +58,24 @@ def contact_logits(maps: Tensor, regression: ContactRegression) -> Tensor:
     return logits
 
 
-def known_positions(coordinates: np.ndarray) -> np.ndarray:
-    """bool [N]: the residue has a CB or the backbone to place one."""
-    return np.isfinite(cb_or_virtual(coordinates)).all(axis=1)
-
-
-def precisions(scores: np.ndarray, contacts: np.ndarray, known: np.ndarray) -> dict[str, float]:
-    """Precision of the best-scored pairs by metric; metrics of a range without any contact are left out.
-
-    scores float [n, n], contacts bool [n, n], known bool [n]: only pairs of known residues are candidates. The number
-    of top pairs is floor(n / k), at least 1 and at most the number of candidates; ties go to the smaller (i, j).
-    """
-    n = len(scores)
-    rows, columns = np.triu_indices(n, MIN_SEPARATION)
-    candidate = known[rows] & known[columns]
-    rows, columns = rows[candidate], columns[candidate]
-    found: dict[str, float] = {}
-    for span, (low, high) in RANGES.items():
-        inside = (columns - rows >= low) & (columns - rows <= high)
-        truth = contacts[rows[inside], columns[inside]]
-        if not truth.any():
-            continue
-        order = np.argsort(-scores[rows[inside], columns[inside]], kind="stable")
-        for name, divisor in DIVISORS.items():
-            top = min(max(n // divisor, 1), len(order))
-            found[f"{name}_{span}"] = float(truth[order[:top]].mean())
-    return found
-
-
 def fit_regression(
     features: Features, examples: Sequence[Example], config: ContactConfig, seed: int
 ) -> ContactRegression | None:
-    """L1 logistic regression on all pairs with |i - j| >= 6 of up to `fit_chains` chains; None without any contact."""
+    """L1 logistic regression on all pairs far enough apart of up to `fit_chains` chains; None without any contact."""
     order = np.random.default_rng(seed).permutation(len(examples))[: config.fit_chains]
     chosen = [examples[i] for i in np.sort(order)]
-    pairs = [_fit_pairs(example) for example in chosen]
+    truths = [truth_of(example, config) for example in chosen]
+    pairs = [candidates(known, definition_of(config).min_separation) for _, known in truths]
     num_pairs = sum(len(rows) for rows, _ in pairs)
     blocks, labels, share = [], [], 1.0
     generator = np.random.default_rng(seed)
-    for (example, maps), (rows, columns) in zip(_maps_of(features, chosen), pairs, strict=True):
+    for example, (contacts, _), (rows, columns) in zip(chosen, truths, pairs, strict=True):
+        maps = features.model.attention_maps(example.sequence)
         share = min(1.0, MAX_FIT_VALUES / max(1, num_pairs * len(maps)))
         kept = generator.random(len(rows)) < share if share < 1.0 else np.ones(len(rows), dtype=bool)
         rows, columns = rows[kept], columns[kept]
         blocks.append(pair_features(maps, torch.from_numpy(rows), torch.from_numpy(columns)).cpu().numpy())
-        labels.append(contact_map(example.coordinates, config.cutoff)[rows, columns])
+        labels.append(contacts[rows, columns])
     truth = np.concatenate(labels)
     if not truth.any() or truth.all():
         return None
@@ -118,45 +89,31 @@ def fit_regression(
     return ContactRegression(torch.from_numpy(model.coef_[0].astype(np.float32)), float(model.intercept_[0]))
 
 
-def _fit_pairs(example: Example) -> tuple[np.ndarray, np.ndarray]:
-    known = known_positions(example.coordinates)
-    rows, columns = np.triu_indices(len(example), MIN_SEPARATION)
-    kept = known[rows] & known[columns]
-    return rows[kept], columns[kept]
-
-
-def _maps_of(features: Features, examples: Sequence[Example]) -> Iterator[tuple[Example, Tensor]]:
-    for example in examples:
-        yield example, features.attention_maps(example)
-
-
-def example_for_display(examples: Sequence[Example]) -> Example:
+def example_for_display(examples: Chains) -> object:
     """The chain of the held-out split whose length is closest to EXAMPLE_RESIDUES; the same for every checkpoint."""
     return min(examples, key=lambda example: (abs(len(example) - EXAMPLE_RESIDUES), example.key))
 
 
-def _run(context: Context) -> Outcome:
-    config, test = context.config.contact, context.data.test
-    if not context.features.has_attention:
-        return Outcome(skipped="the model gives no attention maps")
-    regression = fit_regression(context.features, context.data.fit, config, context.config.seed)
+def _work(context: Context, fit: Sequence[Example], test: Chains) -> Outcome:
+    config = context.config.contact
+    definition = definition_of(config)
+    regression = fit_regression(context.features, fit, config, context.config.seed)
     if regression is None:
-        return Outcome(skipped="the fit chains have no contact with |i - j| >= 6")
+        return Outcome(skipped=f"the fit chains have no contact with |i - j| >= {definition.min_separation}")
     rows: dict[str, list[tuple[str, int, float, float]]] = {name: [] for name in METRICS}
     shown = example_for_display(test)
     artifacts = {REGRESSION_FILE: _regression_arrays(regression)}
-    for example, maps in _maps_of(context.features, test):
-        logits = contact_logits(maps, regression).float().cpu()
-        contacts = contact_map(example.coordinates, config.cutoff)
-        known = known_positions(example.coordinates)
-        for name, value in precisions(logits.numpy(), contacts, known).items():
-            rows[name].append((example.key, example.cluster, value, 1.0))
-        if example is shown:
+    for chain in test:
+        logits = contact_logits(context.features.model.attention_maps(chain.sequence), regression).float().cpu()
+        contacts, known = truth_of(chain, config)
+        for name, value in precisions(logits.numpy(), contacts, known, definition).items():
+            rows[name].append((chain.key, chain.cluster, value, 1.0))
+        if chain is shown:
             probability = torch.sigmoid(logits).numpy()
             artifacts[CONTACT_EXAMPLE_FILE] = {"contacts": contacts, "probability": probability, "known": known}
     measurements = tuple(m for name, found in rows.items() if (m := measurement_of(name, found)) is not None)
     if not measurements:
-        return Outcome(skipped="no chain of the held-out split has a contact with |i - j| >= 6")
+        return Outcome(skipped=f"no chain tested has a contact with |i - j| >= {definition.min_separation}")
     return Outcome(measurements, artifacts=artifacts, notes={CONTACT_EXAMPLE_FILE: shown.key})
 
 
@@ -164,16 +121,12 @@ def _regression_arrays(regression: ContactRegression) -> dict[str, np.ndarray]:
     return {"weight": regression.weight.numpy(), "bias": np.array([regression.bias], dtype=np.float32)}
 
 
-TASK = FunctionTask(
+TASK = ContactTask(
     name="contact",
-    version="1",
     frozen="trunk",
     head="L1 logistic regression (liblinear) over all attention maps, symmetrised and average-product corrected, on "
-    "pairs with |i - j| >= 6 of a few chains of the fit split",
-    method="mean over chains of the precision of the floor(L / k) best-scored pairs (at least 1, at most the number of "
-    "pairs there are), L the chain's residues; contact: CB (virtual for glycine or where missing) within the cutoff; "
-    "short 6-11, medium 12-23, long >= 24; pairs without a known position are no candidates, chains without a contact "
-    "of a range are left out of that range",
-    metrics=METRICS,
-    work=_run,
+    f"pairs with |i - j| >= {FIXED.min_separation} (preset published: 7) of a few chains of the fit split",
+    work=_work,
 )
+SET_TASKS = tuple(replace(TASK, name=f"contact_{name}", dataset=name) for name in SETS)
+"""The same regression, measured on chains that `benchmarks.sources` names."""

@@ -105,7 +105,8 @@ class Task(Protocol):
     def needs_shards(self) -> bool:
         """Whether it measures on chains with structure."""
 
-    def facts(self, context: Context) -> TaskFacts: ...
+    def facts(self, context: Context) -> TaskFacts:
+        """What it measures with these settings and data. Asked before the model is open: `features` may be None."""
 
     def wants(self, context: Context) -> Wants:
         """What to embed before it runs; nothing for tasks that look at likelihoods or tune the trunk."""

@@ -1,11 +1,13 @@
 """Three-state secondary structure by a linear probe on frozen hidden states."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 
 from eval.intervals import measurement_of
 from eval.probes import fit_softmax_regression
-from eval.tasks.protocol import Context, FunctionTask, Outcome
+from eval.tasks.protocol import Context, FunctionTask, Outcome, Wants
 
 METRIC = "q3"
 NUM_CLASSES = 3
@@ -21,10 +23,13 @@ def _run(context: Context) -> Outcome:
     if len(chosen) > MAX_FIT_RESIDUES:
         generator = np.random.default_rng(context.config.seed)
         chosen = np.sort(generator.choice(chosen, MAX_FIT_RESIDUES, replace=False))
-    hidden = torch.cat(context.features.hidden(fit))[torch.from_numpy(chosen)]
+    starts = np.cumsum([0, *map(len, fit)])
+    rows_of = [chosen[(chosen >= a) & (chosen < b)] - a for a, b in pairwise(starts)]
+    hidden = context.features.residue_rows([example.sequence for example in fit], rows_of)
     probe = fit_softmax_regression(hidden, torch.from_numpy(labels[chosen]), NUM_CLASSES)
     rows = []
-    for example, states in zip(test, context.features.hidden(test), strict=True):
+    hidden_of_test = context.features.hidden([example.sequence for example in test])
+    for example, states in zip(test, hidden_of_test, strict=True):
         valid = example.secondary >= 0
         count = int(valid.sum())
         correct = float((probe.predict(states).numpy()[valid] == example.secondary[valid]).sum())
@@ -33,6 +38,10 @@ def _run(context: Context) -> Outcome:
     if measurement is None:
         return Outcome(skipped="no residue of the held-out split has a secondary-structure state")
     return Outcome((measurement,))
+
+
+def _wants(context: Context) -> Wants:
+    return Wants(residues=tuple(example.sequence for example in (*context.data.fit, *context.data.test)))
 
 
 TASK = FunctionTask(
@@ -45,4 +54,5 @@ TASK = FunctionTask(
     "hydrogen bonds from coordinates; over residues with a complete backbone",
     metrics=(METRIC,),
     work=_run,
+    needs=_wants,
 )

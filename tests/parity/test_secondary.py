@@ -13,7 +13,7 @@ from data_pipeline.structure.secondary import HELIX, STRAND, dssp_states, second
 from tests.unit.data_pipeline.structure.models import NAMES
 
 MISSING = -32768
-NUM_CHAINS = 30
+NUM_CHAINS = 50
 MIN_AGREEMENT = 0.999
 """Of three states. Coordinates are rounded to 0.01 Angstrom, so a few energies at the threshold may fall either way."""
 MIN_AGREEMENT_WITH_CA_GEOMETRY = 0.75

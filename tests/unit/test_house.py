@@ -10,7 +10,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("configs", "data_pipeline", "pretrain", "eval", "cluster")
 SHARD_CONTRACT = ("data_pipeline.schema", "data_pipeline.manifest", "data_pipeline.reader", "data_pipeline.derived")
 STRUCTURE = "data_pipeline.structure"
-SIMILARITY = tuple(f"data_pipeline.splits.{name}" for name in ("kmers", "components", "containment", "homologs", "fasta"))
+SIMILARITY = tuple(
+    f"data_pipeline.splits.{name}" for name in ("kmers", "components", "containment", "homologs", "fasta")
+)
 """Functions of sequences alone: evaluation clusters and looks for leaks as a build does."""
 CHECKPOINT_READING = ("pretrain.model", "pretrain.vocab", "pretrain.batch", "pretrain.checkpoints")
 ALLOWED = {

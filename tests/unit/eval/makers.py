@@ -1,10 +1,12 @@
 """Small real things for evaluation tests: chains with structure, a model, a run folder with checkpoints."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from configs.benchmarks import FeaturesConfig
 from configs.loading import dump_config, validate
 from configs.train import TrainConfig
 from data_pipeline.schema import Sample, to_milli_angstrom
@@ -13,6 +15,7 @@ from data_pipeline.structure.chain import AMINO_ACIDS, THREEDI_STATES
 from data_pipeline.structure.place import place_atom
 from eval.data import Example
 from eval.features import Features
+from eval.models.checkpoint_model import CheckpointModel
 from pretrain import checkpoints
 from pretrain.model.alignment import AlignmentModel
 from pretrain.model.shape import trunk_shape
@@ -115,9 +118,14 @@ def make_model(config: TrainConfig, seed: int = 0) -> AlignmentModel:
     return model.eval()
 
 
-def make_features(config: TrainConfig, batch_tokens: int = 256) -> Features:
-    model = make_model(config)
-    return Features(model, model.trunk.shape.alphabet, batch_tokens, torch.device("cpu"))
+def make_protein_model(config: TrainConfig, batch_tokens: int = 256, seed: int = 0) -> CheckpointModel:
+    """A randomly initialised model behind the door that evaluation uses."""
+    model = make_model(config, seed).requires_grad_(False)
+    return CheckpointModel(model, f"small seed {seed}", "tiny", hashlib.sha256(bytes([seed])).hexdigest(), batch_tokens)
+
+
+def make_features(config: TrainConfig, batch_tokens: int = 256, folder: Path | None = None) -> Features:
+    return Features(make_protein_model(config, batch_tokens), FeaturesConfig(), batch_tokens, folder)
 
 
 def write_checkpoint(config: TrainConfig, step: int, seed: int = 0, data_sha256: str = "0" * 64) -> Path:

@@ -1,20 +1,16 @@
 """Contact precision and features on cases small enough to count by hand."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from configs.evaluate import ContactConfig
-from eval.tasks.contact import (
-    METRICS,
-    contact_logits,
-    fit_regression,
-    known_positions,
-    pair_features,
-    precisions,
-)
+from eval.datasets.contact_sets import ContactChain
+from eval.tasks.contact import contact_logits, fit_regression, pair_features
+from eval.tasks.contact_truth import FIXED, METRICS, PUBLISHED, definition_of, precisions, truth_of
 from pretrain.model.contacts import ContactRegression
 from tests.unit.eval.makers import make_example, make_features, train_config
 
@@ -91,31 +87,34 @@ def test_a_residue_without_backbone_but_with_cb_has_a_position() -> None:
     coordinates = np.full((3, 5, 3), np.nan)
     coordinates[0, :3] = [[0, 0, 0], [1.4, 0, 0], [2, 1.4, 0]]
     coordinates[1, 4] = 1.0
-    assert known_positions(coordinates).tolist() == [True, True, False]
+    example = replace(make_example(sequence="ACD"), coordinates=coordinates)
+    assert truth_of(example, ContactConfig())[1].tolist() == [True, True, False]
+    assert truth_of(example, ContactConfig(preset="published"))[1].tolist() == [True, False, False]
 
 
-def test_the_regression_finds_the_head_that_knows_the_contacts(tmp_path) -> None:
+@pytest.mark.parametrize("preset", ["fixed", "published"])
+def test_the_regression_finds_the_head_that_knows_the_contacts(preset: str, tmp_path) -> None:
     features = make_features(train_config(tmp_path, tmp_path))
-    examples = [make_example(f"e{i}_A", "ACDEFGHIKLMNPQRSTVWY" * 2, seed=i) for i in range(6)]
+    letters = "ACDEFGHIKLMNPQRSTVWY" * 3
+    examples = [make_example(f"e{i}_A", letters[i : i + 40], seed=i) for i in range(6)]
+    # Weak regularisation: 6 chains of 40 residues are few for the protocol's C.
+    config = ContactConfig(fit_chains=6, inverse_regularisation=10.0, preset=preset)
     truth = {}
 
-    def maps(example):
-        from data_pipeline.structure.geometry import contact_map
-
-        contacts = contact_map(example.coordinates, 8.0)
-        truth[example.key] = contacts
+    def maps(sequence: str) -> torch.Tensor:
+        example = next(e for e in examples if e.sequence == sequence)
+        contacts = truth[example.key] = truth_of(example, config)[0]
         found = torch.rand(8, 42, 42, generator=torch.Generator().manual_seed(len(truth))) * 0.01
         found[3, 1:-1, 1:-1] += torch.from_numpy(contacts).float()
         return found
 
-    features.attention_maps = maps
-    # Weak regularisation: 6 chains of 40 residues are few for the protocol's C.
-    regression = fit_regression(features, examples, ContactConfig(fit_chains=6, inverse_regularisation=10.0), 0)
+    features.model = SimpleNamespace(attention_maps=maps)
+    regression = fit_regression(features, examples, config, 0)
     assert regression is not None
     assert int(regression.weight.abs().argmax()) == 3
-    scores = contact_logits(maps(examples[0]), regression).numpy()
-    found = precisions(scores, truth["e0_A"], np.ones(40, dtype=bool))
-    assert found["P@L/5_short"] == 1.0
+    scores = contact_logits(maps(examples[0].sequence), regression).numpy()
+    found = precisions(scores, truth["e0_A"], np.ones(40, dtype=bool), definition_of(config))
+    assert found["P@L/5_short" if preset == "fixed" else "P@L/5_published"] == 1.0
 
 
 def test_without_contacts_there_is_no_regression(tmp_path) -> None:
@@ -126,5 +125,29 @@ def test_without_contacts_there_is_no_regression(tmp_path) -> None:
 
 
 def test_metric_names_are_those_of_the_contract() -> None:
-    assert METRICS[:3] == ("P@L_short", "P@L/2_short", "P@L/5_short")
-    assert len(METRICS) == 9
+    assert FIXED.metrics[:3] == ("P@L_short", "P@L/2_short", "P@L/5_short")
+    assert len(FIXED.metrics) == 9
+    assert PUBLISHED.metrics == ("P@L_published", "P@L/2_published", "P@L/5_published")
+    assert set(METRICS) == {*FIXED.metrics, *PUBLISHED.metrics}
+
+
+def test_the_published_preset_takes_ca_and_separations_from_seven() -> None:
+    coordinates = np.full((9, 5, 3), 100.0) * np.arange(9)[:, None, None]
+    coordinates[7, 1] = coordinates[0, 1] + [6.0, 0.0, 0.0]
+    coordinates[8, 4] = coordinates[0, 4] + [6.0, 0.0, 0.0]
+    example = replace(make_example(sequence="ACDEFGHIK"), coordinates=coordinates)
+    by_ca, _ = truth_of(example, ContactConfig(preset="published"))
+    by_cb, _ = truth_of(example, ContactConfig())
+    assert np.argwhere(np.triu(by_ca, 1)).tolist() == [[0, 7]]
+    assert np.argwhere(np.triu(by_cb, 1)).tolist() == [[0, 8]]
+    scores = np.zeros((9, 9))
+    scores[0, 6], scores[0, 7] = 2.0, 1.0
+    # The better pair (0, 6) is too close to be a candidate; floor(9 / 5) is one pair.
+    assert precisions(scores, by_ca, np.ones(9, dtype=bool), PUBLISHED)["P@L/5_published"] == 1.0
+
+
+def test_contacts_given_as_pairs_are_taken_as_they_are() -> None:
+    chain = ContactChain("a", "ACDEFGHIKL", None, np.array([[0, 8], [1, 9]]))
+    contacts, known = truth_of(chain, ContactConfig())
+    assert np.argwhere(contacts).tolist() == [[0, 8], [1, 9], [8, 0], [9, 1]]
+    assert known.all()

@@ -6,11 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.examples import write_examples
+from eval.intervals import Measurement, scored
 from eval.plots import smoothed
 from eval.report import read_metrics, write_report
-from eval.results import write_examples, write_results
+from eval.results import examples_path, write_record, write_results
 from eval.tables import first_and_last, format_estimate
-from tests.unit.eval.test_results import make_results, measurement
+from tests.unit.eval.test_results import make_record, make_results
+
+
+def measurement(values: list[float]) -> Measurement:
+    count = len(values)
+    columns = {"values": np.array(values), "weights": np.ones(count)}
+    return scored("accuracy", "mean", [f"k{i}" for i in range(count)], np.arange(count), columns)
 
 
 def write_run(folder: Path, gains: float = 0.1) -> Path:
@@ -18,7 +26,8 @@ def write_run(folder: Path, gains: float = 0.1) -> Path:
         step_folder = folder / "eval" / f"step_{step:08d}"
         step_folder.mkdir(parents=True)
         values = np.clip(np.linspace(0.1, 0.6, 30) + shift, 0, 1)
-        write_examples({"threedi": [measurement(values.tolist())]}, step_folder)
+        write_record(make_record(), step_folder)
+        write_examples(examples_path(step_folder, "threedi"), [measurement(values.tolist())])
         write_results(make_results(step=step), step_folder)
     rows = [{"step": step, "loss": 3.0 / step, "loss_mlm": 2.0 / step} for step in range(1, 21)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 21, "lo')

@@ -1,42 +1,49 @@
-"""results.json and what may be compared."""
+"""results.json and the records of tasks."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from configs.benchmarks import BenchmarksConfig, ProbeConfig
 from configs.errors import UserError
 from configs.evaluate import EvalConfig, EvalDataConfig
-from eval.intervals import Measurement
 from eval.results import (
     Result,
     Results,
-    TaskFacts,
-    check_comparable,
-    compare,
+    TaskRecord,
     protocol_sha256,
-    read_examples,
+    read_record,
+    read_records,
     read_results,
-    write_examples,
+    record_path,
+    task_protocol_sha256,
+    write_record,
     write_results,
 )
+from eval.tasks.protocol import TaskFacts
+
+FACTS = TaskFacts(version="1", frozen="f", head="h", method="how")
 
 
-def make_results(step: int = 10, version: str = "1", **changes: object) -> Results:
-    result = Result(
-        task="threedi",
-        task_version=version,
-        split="test",
-        metric="accuracy",
-        value=0.5,
-        ci_low=0.4,
-        ci_high=0.6,
-        seeds=(0,),
-        num_examples=3,
-        num_clusters=3,
-        seconds=1.0,
-    )
+def make_result(**changes: object) -> Result:
+    content = {
+        "task": "threedi",
+        "task_version": "1",
+        "split": "test",
+        "metric": "accuracy",
+        "value": 0.5,
+        "ci_low": 0.4,
+        "ci_high": 0.6,
+        "seeds": (0,),
+        "num_examples": 3,
+        "num_clusters": 3,
+        "seconds": 1.0,
+    }
+    return Result(**{**content, **changes})
+
+
+def make_results(step: int = 10, **changes: object) -> Results:
     content: dict[str, object] = {
         "run": "small",
         "stage": "align",
@@ -50,23 +57,16 @@ def make_results(step: int = 10, version: str = "1", **changes: object) -> Resul
         "num_test_chains": 3,
         "num_embedded": 8,
         "seconds": 2.0,
-        "tasks": {"threedi": TaskFacts(version=version, frozen="f", head="h", method="how")},
-        "results": (result,),
+        "tasks": {"threedi": FACTS},
+        "results": (make_result(),),
         "skipped": (),
     }
     return Results(**{**content, **changes})
 
 
-def measurement(values: list[float]) -> Measurement:
-    n = len(values)
-    return Measurement("accuracy", tuple(f"k{i}" for i in range(n)), np.array(values), np.ones(n), np.arange(n))
-
-
-def write_evaluation(folder: Path, values: list[float], **changes: object) -> Path:
-    folder.mkdir()
-    write_examples({"threedi": [measurement(values)]}, folder)
-    write_results(make_results(**changes), folder)
-    return folder
+def make_record(**changes: object) -> TaskRecord:
+    content = {"weights_sha256": "w", "protocol_sha256": "p", "facts": FACTS, "results": (make_result(),)}
+    return TaskRecord(**{"task": "threedi", "seconds": 1.0, **content, **changes})
 
 
 def test_results_read_back_equal(tmp_path: Path) -> None:
@@ -78,11 +78,26 @@ def test_results_read_back_equal(tmp_path: Path) -> None:
     assert list(row) == fields.split()
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"run": 1}', "[]"])
+def test_records_of_tasks_read_back_equal(tmp_path: Path) -> None:
+    write_record(make_record(), tmp_path)
+    write_record(make_record(task="contact", results=(), skipped="no attention", remarks=("a", "b")), tmp_path)
+    found = read_records(tmp_path)
+    assert found == {
+        "threedi": make_record(),
+        "contact": make_record(task="contact", results=(), skipped="no attention", remarks=("a", "b")),
+    }
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"run": 1}', "[]", '{"format_version": "2.0"}'])
 def test_a_damaged_file_is_a_user_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(UserError, match="evaluate the checkpoint again"):
         read_results(tmp_path)
+    path = record_path(tmp_path, "threedi")
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(UserError, match="evaluate the checkpoint again"):
+        read_record(path)
 
 
 def test_another_format_or_no_file_is_a_user_error(tmp_path: Path) -> None:
@@ -93,40 +108,32 @@ def test_another_format_or_no_file_is_a_user_error(tmp_path: Path) -> None:
         read_results(tmp_path)
 
 
-def test_examples_read_back_equal(tmp_path: Path) -> None:
-    m = measurement([0.1, 0.2, 0.7])
-    write_examples({"threedi": [m]}, tmp_path)
-    found = read_examples(tmp_path)["threedi", "accuracy"]
-    assert (found.keys, found.link) == (m.keys, m.link)
-    assert np.array_equal(found.values, m.values)
-    (tmp_path / "examples.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_examples(tmp_path)
-
-
-def test_comparison_is_paired_over_examples(tmp_path: Path) -> None:
-    first = write_evaluation(tmp_path / "a", [0.1, 0.5, 0.9, 0.4])
-    second = write_evaluation(tmp_path / "b", [0.2, 0.6, 1.0, 0.5], step=20)
-    found = compare(first, second)["threedi/accuracy"]
-    assert found.difference == pytest.approx(0.1)
-    assert found.ci_low == pytest.approx(0.1)  # every example gained the same
-
-
-def test_different_task_versions_or_shards_are_not_compared(tmp_path: Path) -> None:
-    first = write_evaluation(tmp_path / "a", [0.1, 0.5])
-    second = write_evaluation(tmp_path / "b", [0.1, 0.5], version="2")
-    with pytest.raises(UserError, match="task 'threedi' has versions 1 and 2"):
-        compare(first, second)
-    with pytest.raises(UserError, match="different shards"):
-        check_comparable(make_results(), make_results(manifest_sha256="n" * 64))
+def make_config(**settings: object) -> EvalConfig:
+    data = settings.pop("data", {})
+    return EvalConfig(data=EvalDataConfig(**{"shards": Path("a"), **data}), **settings)
 
 
 def test_the_protocol_hash_sees_what_moves_numbers_and_nothing_else() -> None:
     def hash_of(**settings: object) -> str:
-        data = settings.pop("data", {})
-        config = EvalConfig(data=EvalDataConfig(**{"shards": Path("a"), **data}), **settings)
-        return protocol_sha256(config, "m")
+        return protocol_sha256(make_config(**settings), "m")
 
     plain = hash_of()
     assert plain == hash_of(device="cpu", mlflow=False, poll_seconds=9.0, data={"shards": Path("elsewhere")})
+    assert plain == hash_of(tasks=("contact",), benchmarks=BenchmarksConfig(root=Path("b"), sources={"ec": "c"}))
     assert len({plain, hash_of(seed=1), hash_of(head_epochs=3), hash_of(data={"max_residues": 50})}) == 4
+
+
+def test_a_task_has_its_own_protocol_hash() -> None:
+    on_dataset = TaskFacts(version="1", frozen="f", head="h", method="how", data="d", data_sha256="x")
+
+    def hash_of(task: str, facts: TaskFacts = on_dataset, manifest: str = "m", **settings: object) -> str:
+        return task_protocol_sha256(make_config(**settings), manifest, task, facts)
+
+    plain = hash_of("ec")
+    assert plain == hash_of("ec", manifest="n", data={"max_residues": 50}), "a dataset does not depend on shards"
+    assert plain == hash_of("ec", probes={"fold": ProbeConfig(epochs=3)}), "another task's head"
+    other_head = hash_of("ec", probes={"ec": ProbeConfig(head="mlp")})
+    other_data = hash_of("ec", TaskFacts("1", "f", "h", "how", "d", "y"))
+    other_version = hash_of("ec", TaskFacts("2", "f", "h", "how", "d", "x"))
+    assert len({plain, other_head, other_data, other_version, hash_of("fold")}) == 5
+    assert hash_of("threedi", FACTS, "m") != hash_of("threedi", FACTS, "n")

@@ -12,7 +12,7 @@ from configs.errors import UserError
 from configs.evaluate import EvalConfig, EvalDataConfig
 from configs.train import TrainConfig
 from data_pipeline.reader import ShardReader
-from eval import runner
+from eval import evaluation
 from eval.follow import RunFailed, follow_run, read_status
 from eval.results import read_results
 from eval.runner import evaluate_target, target_of
@@ -63,7 +63,7 @@ def test_results_of_the_same_weights_and_protocol_are_kept(
     target = target_of(write_checkpoint(config, 10), None)
     first = evaluate_target(target, settings(config), follow=False)
     loads = []
-    monkeypatch.setattr(runner, "load_model", loads.append)
+    monkeypatch.setattr(evaluation, "open_model", loads.append)
     again = evaluate_target(target, settings(config, poll_seconds=5.0), follow=False)
     assert again == first
     assert loads == []

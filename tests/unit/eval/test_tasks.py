@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from configs.benchmarks import BenchmarksConfig
 from configs.evaluate import EvalConfig, EvalDataConfig
+from configs.labels import task_label
 from data_pipeline.reader import ShardReader
 from eval.data import EvalData, load_data
+from eval.datasets.store import DatasetStore
 from eval.intervals import estimate
 from eval.probes import fit_token_head, selection_mask
 from eval.tasks.protocol import Context, Outcome
 from eval.tasks.pseudo_perplexity import NUM_PARTS, partition
-from eval.tasks.registry import TASKS, tasks_named
+from eval.tasks.registry import GROUPS, TASKS, tasks_named
 from tests.unit.eval.makers import make_example, make_features, train_config, write_test_shards
 
 
@@ -28,29 +31,40 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> EvalData:
 
 def context(data: EvalData, structure: float = 0.5, **settings: object) -> Context:
     config = EvalConfig(data=EvalDataConfig(shards=Path("shards")), bootstrap_samples=100, **settings)
-    return Context(config, data, make_features(train_config(Path("runs"), Path("shards"), structure)))
+    return Context(config, data, NO_DATASETS, make_features(train_config(Path("runs"), Path("shards"), structure)))
+
+
+NO_DATASETS = DatasetStore(BenchmarksConfig(root=Path("/nowhere")), 0, {})
 
 
 def value(outcome: Outcome) -> float:
     assert outcome.skipped is None
-    return estimate(outcome.measurements[0], 100, 0).value
+    return estimate(outcome.measurements[:1], 100, 0).value
 
 
-def test_every_configured_task_exists_and_says_what_it_does(data: EvalData) -> None:
+def test_every_task_exists_once_and_says_what_it_does(data: EvalData) -> None:
     config = EvalConfig(data=EvalDataConfig(shards=Path("shards")))
-    for task in tasks_named(config.tasks):
+    assert {task.name for task in tasks_named(config.tasks)} < set(GROUPS["structure"])
+    assert [task.name for task in tasks_named(("all", "contact"))] == list(TASKS)
+    assert set(TASKS) == {name for group in ("structure", "contact_sets", "benchmarks") for name in GROUPS[group]}
+    known = context(data)
+    for task in TASKS.values():
         assert task.version.isdigit()
-        assert task.frozen
-        assert task.head
-        assert len(task.method) > 20
-    assert set(config.tasks) == set(TASKS)
+        assert task.metrics
+        assert len(set(task.metrics)) == len(task.metrics)
+        assert task_label(task.name) == task_label(task.name).strip()
+    for name in GROUPS["structure"]:
+        facts = TASKS[name].facts(known)
+        assert facts.frozen
+        assert facts.head
+        assert len(facts.method) > 20
 
 
 def test_all_frozen_tasks_share_one_embedding_pass(data: EvalData) -> None:
     shared = context(data, head_epochs=2)
     for name in ("threedi", "threedi_fitted", "secondary_structure", "threedi_lookup"):
         TASKS[name].run(shared)
-    assert shared.features.num_embedded == len(data.fit) + len(data.test)
+    assert shared.features.num_embedded == len({e.sequence for e in (*data.fit, *data.test)})
 
 
 def test_a_head_fitted_on_residue_dependent_states_beats_the_majority(data: EvalData) -> None:
@@ -89,7 +103,7 @@ def test_the_partition_hides_every_standard_residue_once() -> None:
 
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(data: EvalData) -> None:
     shared = context(data)
-    head = shared.features.model.trunk.lm_head
+    head = shared.features.model.model.trunk.lm_head
     with torch.no_grad():
         head.weight.zero_()
         head.bias.zero_()
@@ -102,11 +116,11 @@ def test_test_labels_do_not_reach_what_is_fitted(data: EvalData) -> None:
     shuffled = tuple(replace(e, threedi=random.permutation(e.threedi)) for e in data.test)
     first, second = context(data, head_epochs=2), context(EvalData("x", shuffled, data.fit), head_epochs=2)
     right, wrong = (TASKS["threedi_fitted"].run(c).measurements[0] for c in (first, second))
-    assert not np.array_equal(right.values, wrong.values)
+    assert not np.array_equal(right.columns["values"], wrong.columns["values"])
     heads = []
     for labelled in (first, second):
         states = torch.from_numpy(np.concatenate([e.threedi for e in labelled.data.fit]))
-        hidden = torch.cat(labelled.features.hidden(labelled.data.fit))
+        hidden = torch.cat(labelled.features.hidden([e.sequence for e in labelled.data.fit]))
         clusters = np.repeat([e.cluster for e in labelled.data.fit], [len(e) for e in labelled.data.fit])
         heads.append(fit_token_head(hidden[states >= 0], states[states >= 0], clusters[states >= 0], 20, 2, 0))
     assert all(torch.equal(a, b) for a, b in zip(heads[0].parameters(), heads[1].parameters(), strict=True))
@@ -141,7 +155,8 @@ def test_contact_precision_is_measured_on_chains_with_contacts(data: EvalData) -
     outcome = TASKS["contact"].run(context(EvalData("x", test, fit)))
     assert outcome.skipped is None
     for measurement in outcome.measurements:
-        assert ((measurement.values >= 0) & (measurement.values <= 1)).all()
+        values = measurement.columns["values"]
+        assert ((values >= 0) & (values <= 1)).all()
     regression = outcome.artifacts["contact_regression.safetensors"]
     assert regression["weight"].shape == (8,)
     shown = outcome.artifacts["contact_example.safetensors"]

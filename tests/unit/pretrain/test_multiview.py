@@ -64,10 +64,23 @@ def test_overlapping_views_share_residues_and_others_need_not() -> None:
     assert sum(shared[True]) > 0.8 * len(shared[True]) > sum(shared[False])
 
 
+def test_half_of_the_views_keep_all_their_edges() -> None:
+    config = MultiviewConfig(crop_residues=600, ball_radius=1e4, edge_mask=0.5)
+    sample = make_chain(60, 1)
+    whole = protein_graph(sample).edges.shape[1]
+    edges = [view.edges.shape[1] for rng in generators(100) for view in draw_views(sample, config, rng)]
+    kept = sum(count == whole for count in edges)
+    # Standard deviation of 200 even odds: 7.
+    assert 70 < kept < 130
+    assert all(count < 0.7 * whole for count in edges if count != whole)
+
+
 def test_the_edge_mask_removes_its_fraction_of_edges() -> None:
     sample = make_chain(600, 1)
     every, kept = (
-        make_views([sample], MultiviewConfig(crop_residues=600, ball_radius=1e4, edge_mask=mask), generators(1))
+        make_views(
+            [sample], MultiviewConfig(crop_residues=600, ball_radius=1e4, edge_mask=mask, mask_odds=1.0), generators(1)
+        )
         for mask in (0, 0.15)
     )
     fraction = len(kept.graphs.adjacency.sources) / len(every.graphs.adjacency.sources)
