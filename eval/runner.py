@@ -115,8 +115,6 @@ def evaluate_model(job: Job, data: Data) -> tuple[Results, bool]:
         num_embedded, failed = _run_here(evaluation)
     evaluation.failed = failed
     results = evaluation.finish(num_embedded, time.monotonic() - started)
-    if not job.config.features.keep_cache:
-        evaluation.drop_embeddings()
     log.info("step %d: evaluated in %.1f s", results.step, results.seconds)
     return results, True
 
