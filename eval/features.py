@@ -1,6 +1,8 @@
 """The embedding pass that all frozen tasks share: each distinct sequence once, whatever asks for it and when."""
 
+import logging
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +17,9 @@ from eval.embedding_cache import EmbeddingCache
 from eval.models.batches import SPECIAL_TOKENS, batches_of
 from eval.models.protocol import ProteinModel
 
+TELL_SECONDS = 20.0
+"""Between lines of progress."""
+log = logging.getLogger("eval")
 GROUP_BYTES = 1 << 27
 """States held in memory between two writes to the cache: what an interruption costs."""
 
@@ -109,10 +114,16 @@ class Features:
         residues = dict.fromkeys(residues)
         means = [sequence for sequence in dict.fromkeys(means) if sequence not in residues]
         for wanted, with_states in ((list(residues), True), (means, False)):
-            for group in self._groups(self.cache.missing(wanted, with_states)):
+            missing = self.cache.missing(wanted, with_states)
+            total, done, told = sum(map(len, missing)), 0, time.monotonic()
+            for group in self._groups(missing):
                 # Whoever waits here finds the group done; a process that is killed gives the lock back.
                 with self.cache.locked():
                     self._embed(self.cache.missing(group, with_states), with_states)
+                done += sum(map(len, group))
+                if time.monotonic() - told > TELL_SECONDS:
+                    told = time.monotonic()
+                    log.info("embedded %s of %s residues", f"{done:,}", f"{total:,}")
 
     def _embed(self, sequences: list[str], with_states: bool) -> None:
         if not sequences:

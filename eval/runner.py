@@ -126,8 +126,9 @@ def _run_here(evaluation: Evaluation) -> tuple[int, dict[str, str]]:
     for task in evaluation.missing():
         try:
             evaluation.run_task(task)
-        except UserError:
-            raise
+        except UserError as error:
+            log.error("%s: %s", task.name, error)
+            failed[task.name] = str(error)
         except Exception as error:
             log.exception("%s failed", task.name)
             failed[task.name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

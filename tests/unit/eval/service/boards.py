@@ -23,7 +23,7 @@ NOW = 1_790_000_000.0
 STEPS = (0, 2000, 4000, 6000, 8000, 10000)
 RUNS = {"esm2-8m-align": 1.0, "esm2-8m-no-selection": 0.72, "esm2-8m-mlm-control": 0.12}
 """How much of a metric's possible gain a run has in the end."""
-PEERS = {"facebook/esm2_t6_8M_UR50D": 0.0, "facebook/esm2_t12_35M_UR50D": 0.95}
+PEERS = {"example/peer-small": 0.0, "example/peer-35M": 0.95}
 METRICS: dict[tuple[str, str], tuple[float, float, float, int]] = {
     ("pseudo_perplexity", "pseudo_perplexity"): (11.9, -0.8, 1.5, 400),
     ("threedi", "accuracy"): (0.29, 0.17, 0.08, 400),

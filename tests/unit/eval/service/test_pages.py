@@ -238,7 +238,7 @@ def test_filters_take_runs_words_and_the_newest_of_each_run(full: MadeBoard) -> 
     assert len(filtered(protocol, Choice())) == 20
     assert {e.results.step for e in filtered(protocol, Choice(newest=True)) if not e.is_peer} == {10000}
     assert len(filtered(protocol, Choice(newest=True))) == 5
-    assert [e.label for e in filtered(protocol, Choice(text="35M peer"))] == ["facebook/esm2_t12_35M_UR50D"]
+    assert [e.label for e in filtered(protocol, Choice(text="35M peer"))] == ["example/peer-35M"]
     assert len(filtered(protocol, Choice(runs=frozenset({"esm2-8m-align"})))) == 6
 
 
