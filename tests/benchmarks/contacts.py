@@ -56,6 +56,7 @@ def training(folder: Path, shards: Path, overrides: list[str]) -> TrainConfig:
         "losses.contrast=0",
         f"optimizer.steps={STEPS}",
         "engine.launcher=env",
+        "engine.num_workers=1",
         "tracking.mlflow=false",
     ]
     return load_config(TrainConfig, CONFIGS / "pretrain/demo_base.yaml", own + overrides)
