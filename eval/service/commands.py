@@ -12,8 +12,8 @@ from configs.service import ServeConfig
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
     app.command(
-        epilog="Examples:  python -m eval serve configs/eval/serve.yaml 'watch.runs=[runs]'  |  "
-        "python -m eval serve configs/eval/serve.yaml executor=process port=0 'cpus=[1]'"
+        epilog="Examples:  python -m eval serve configs/service/demo.yaml 'watch.runs=[runs]'  |  "
+        "python -m eval serve configs/service/demo.yaml executor=process port=0 'cpus=[1]'"
     )(serve)
 
 

@@ -8,6 +8,7 @@ from configs.build import BuildConfig
 from configs.campaign import CampaignConfig
 from configs.evaluate import EvalConfig
 from configs.loading import Config, load_config
+from configs.service import ServeConfig
 from configs.train import TrainConfig
 
 FOLDER = Path(__file__).parents[3] / "configs"
@@ -16,6 +17,7 @@ MODELS: dict[str, type[Config]] = {
     "pretrain": TrainConfig,
     "eval": EvalConfig,
     "campaign": CampaignConfig,
+    "service": ServeConfig,
 }
 FILES = sorted(FOLDER.rglob("*.yaml"))
 
