@@ -147,7 +147,7 @@ def phase(rows: "Rows", steps: int, processes: list[subprocess.Popen], look: Cal
     ours = rows.between(first, first + steps)
     return {
         "step_seconds": statistics.median(row["seconds"] for row in ours),
-        "seconds_per_token": statistics.median(row["seconds"] / row["tokens"] for row in ours),
+        "seconds_per_token": statistics.median(1.0 / row["tokens_per_second"] for row in ours),
         "evaluating": statistics.fmean(looks),
     }
 
