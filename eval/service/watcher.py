@@ -13,7 +13,7 @@ from eval.service.promotion import Compare, promote
 from eval.service.registry import Registry, bound_waiting
 from eval.service.store import Store
 from eval.tracking import TRACKING_FILE, log_results
-from pretrain.checkpoints import CHECKPOINTS, MANIFEST, list_checkpoints
+from pretrain.checkpoints import CHECKPOINTS, MANIFEST, list_checkpoints, open_checkpoint
 
 LONGEST_PAUSE_SECONDS = 900.0
 """Between attempts to reach a tracker that does not answer."""
@@ -28,6 +28,14 @@ def runs_under(folder: Path) -> Iterator[Path]:
         for inner in sorted(folder.iterdir()):
             if (inner / CHECKPOINTS).is_dir() or (inner.is_dir() and any(inner.glob(f"step_*/{MANIFEST}"))):
                 yield inner
+
+
+def has_no_trunk(path: Path) -> bool:
+    """Whether a checkpoint is a teacher's, which no task can measure; a damaged one is for the queue to tell of."""
+    try:
+        return open_checkpoint(path, verify=False).config.trunk is None
+    except UserError:
+        return False
 
 
 class RunWatcher:
@@ -53,6 +61,9 @@ class RunWatcher:
             facts = (path / MANIFEST).stat()
             key = (path, facts.st_mtime_ns, facts.st_size)
             if key in self._seen:
+                return False
+            if has_no_trunk(path):
+                self._seen.add(key)
                 return False
             evaluation, is_new = self._store.enqueue(identify(path), self._protocol)
         except (OSError, UserError) as error:

@@ -6,12 +6,16 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
+from configs.loading import dump_config, validate
+from configs.train import TrainConfig
 from eval.service.board import EvaluationRow
 from eval.service.promotion import CANDIDATE, CHAMPION
 from eval.service.registry import Registry
 from eval.service.store import Store
 from eval.service.watcher import RegistryWatcher, Reporter, Rounds, RunWatcher
+from pretrain import checkpoints
 from tests.unit.eval.service import stand_in
 from tests.unit.eval.service.makers import PROTOCOL, serve_config, tiny_checkpoint, wait_until
 
@@ -57,6 +61,17 @@ def test_each_complete_checkpoint_of_watched_runs_is_queued_once(tmp_path: Path)
     assert watcher.look() == 1
     assert RunWatcher(store, serve_config(tmp_path), PROTOCOL).look() == 0, "a new watcher finds all of them there"
     assert sorted((row.run, row.step) for row in store.evaluations()) == [("other", 10), ("small", 10), ("small", 20)]
+
+
+def test_a_teachers_checkpoints_are_not_queued(tmp_path: Path) -> None:
+    tree = {"stage": "teacher", "name": "teacher", "data": {"shards": "shards"}, "optimizer": {"steps": 20}}
+    config = dump_config(validate(TrainConfig, tree, "test"))
+    share = checkpoints.Share({"weight": torch.ones(3)}, {})
+    checkpoints.save(tmp_path / "runs" / "teacher", 10, config, {"step": 10}, share)
+    tiny_checkpoint(tmp_path / "runs", 10)
+    store = store_of(tmp_path)
+    assert RunWatcher(store, serve_config(tmp_path), PROTOCOL).look() == 1
+    assert [row.run for row in store.evaluations()] == ["small"]
 
 
 def test_a_run_folder_itself_may_be_watched(tmp_path: Path) -> None:
