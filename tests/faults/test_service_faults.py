@@ -66,8 +66,8 @@ def check_all_done(one: Service, checkpoints: list[Path]) -> None:
 
 def kill_at(
     make: Callable[..., Service], folder: Path, step: str, steps: tuple[int, ...] = (10, 20), **changes: Any
-) -> None:
-    """Kill the service while a step runs, start it again, and look at what came of it."""
+) -> int | None:
+    """Kill the service while a step runs, start it again, and look at what came of it; returns its exit code."""
     order(folder, hold=[step])
     checkpoints = [tiny_checkpoint(folder / "runs", number) for number in steps]
     one = make(**changes)
@@ -78,22 +78,22 @@ def kill_at(
     let_go(one)
     one.start()
     check_all_done(one, checkpoints)
-    assert one.end(signal.SIGTERM) == 0
+    return one.end(signal.SIGTERM)
 
 
 def test_killed_while_a_task_runs_it_goes_on_where_it_was(service: Callable[..., Service], tmp_path: Path) -> None:
-    kill_at(service, tmp_path, TASKS[1], (10,))
+    assert kill_at(service, tmp_path, TASKS[1], (10,)) == 0
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("step", [step for step in STEPS if step != TASKS[1]])
 def test_killed_in_any_step_it_goes_on_where_it_was(service: Callable[..., Service], tmp_path: Path, step: str) -> None:
-    kill_at(service, tmp_path, step)
+    assert kill_at(service, tmp_path, step) == 0
 
 
 @pytest.mark.long
 def test_killed_while_a_ray_task_runs_it_goes_on_where_it_was(service: Callable[..., Service], tmp_path: Path) -> None:
-    kill_at(service, tmp_path, TASKS[1], (10,), executor="ray")
+    assert kill_at(service, tmp_path, TASKS[1], (10,), executor="ray") == 0
 
 
 @pytest.mark.long

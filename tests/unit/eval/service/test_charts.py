@@ -77,7 +77,11 @@ def test_the_forest_plot_puts_gains_right_of_zero_and_losses_left(is_narrow: boo
 
 
 def test_differences_of_nothing_at_all_are_drawn() -> None:
-    ElementTree.fromstring(forest_plot("f", "t", "d", [Difference("same", 0.0, 0.0, 0.0, "")]))
+    svg = forest_plot("f", "t", "d", [Difference("same", 0.0, 0.0, 0.0, "")])
+    ElementTree.fromstring(svg)
+    assert "nan" not in svg
+    zero, mark = (float(re.search(f'class="{name}" d="M([\\d.]+)', svg).group(1)) for name in ("zero", "mark"))
+    assert abs(zero - mark) < 10, "the mark, some pixels wide, stands on the line of no difference"
 
 
 def test_labels_are_escaped_wherever_they_stand() -> None:
