@@ -1,70 +1,17 @@
-"""Every published layout, by its own column names, reads to the labels it means; real files have the known counts."""
+"""Every published layout of proteins, by its own column names, reads to the labels it means."""
 
 import gzip
-import json
-import sys
-import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 
-from configs.benchmarks import BenchmarksConfig
 from configs.errors import UserError
-from eval.datasets.files import open_files
-from eval.datasets.functions import experimental_terms
-from eval.datasets.proteins import LAYOUTS
-from eval.datasets.records import SPLITS, Dataset, Record
-from eval.datasets.store import DatasetStore
-from eval.datasets.tables import fasta
+from eval.datasets.records import SPLITS
 from eval.datasets.tabular import residues_of
-from eval.tasks.protocol import DatasetMissing
-
-LETTERS = list("ACDEFGHIKLMNPQRSTVWY")
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SAPLM_CACHE", str(tmp_path / "cache"))
-
-
-def protein(number: int, length: int = 50) -> str:
-    return "".join(np.random.default_rng(number).choice(LETTERS, length))
-
-
-def write(path: Path, rows: list[dict]) -> None:
-    """A table in the form that its suffix names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows))
-    elif path.suffix == ".jsonl":
-        path.write_text("\n".join(map(json.dumps, rows)))
-    else:
-        sign = "\t" if path.suffix in (".tsv", ".txt") else ","
-        cells = [[*rows[0]], *([str(value) for value in row.values()] for row in rows)]
-        path.write_text("\n".join(sign.join(f'"{c}"' if sign in c else c for c in line) for line in cells) + "\n")
-
-
-def write_splits(folder: Path, names: tuple[str, str, str], row: Callable[[int], dict], number: int = 4) -> None:
-    """Files of train, validation and test with `number` rows each, numbered through."""
-    for i, name in enumerate(names):
-        if name:
-            write(folder / name, [row(i * number + j) for j in range(number)])
-
-
-def got(name: str, folder: Path) -> Dataset:
-    return DatasetStore(BenchmarksConfig(sources={name: str(folder)}), 0, LAYOUTS).get(name)
-
-
-def labels(dataset: Dataset, split: str = "test") -> list:
-    return [r.label.tolist() if isinstance(r.label, np.ndarray) else r.label for r in dataset.splits[split]]
-
+from tests.unit.eval.datasets.writing import got, labels, protein, write, write_splits
 
 PARQUET = ("data/train-00000-of-00001.parquet", "data/valid-00000-of-00001.parquet", "data/test-00000-of-00001.parquet")
 CSV = ("train.csv", "validation.csv", "test.csv")
@@ -266,88 +213,6 @@ def test_numbers_that_are_missing_leave_and_words_are_refused(tmp_path: Path) ->
         got("stability", tmp_path)
 
 
-LMDB = [
-    ("localisation_10", lambda i: {"seq": protein(i), "label": i % 10}, [8, 9, 0, 1]),
-    (
-        "thermostability",
-        lambda i: {"seq": "".join(a + "dv#p"[i % 4] for a in protein(i)), "fitness": 50.0 + i},
-        [58, 59, 60, 61],
-    ),
-    (
-        "ec",
-        lambda i: {"seq": protein(i), "label": json.dumps([int(j == i) for j in range(12)])},
-        [[8], [9], [10], [11]],
-    ),
-    ("ppi_human", lambda i: {"seq_1": protein(i), "seq_2": protein(i + 50), "label": str(i % 2)}, [0, 1, 0, 1]),
-]
-
-
-def write_lmdb(folder: Path, row: Callable[[int], dict]) -> None:
-    for i, name in enumerate(("train", "valid", "test")):
-        values = {"length": 4, **{str(j): row(4 * i + j) for j in range(4)}}
-        (folder / name).mkdir(parents=True)
-        (folder / name / "data.mdb").write_text(json.dumps(values))
-
-
-def fake_lmdb() -> types.ModuleType:
-    """The part of the library's interface that is used, on JSON files."""
-
-    class Env:
-        def __init__(self, path: str, *, subdir: bool, readonly: bool, lock: bool) -> None:
-            assert (subdir, readonly, lock) == (False, True, False)
-            self.values = {k.encode(): json.dumps(v).encode() for k, v in json.loads(Path(path).read_text()).items()}
-
-        def __enter__(self) -> "Env":
-            return self
-
-        def __exit__(self, *error: object) -> None: ...
-
-        def begin(self) -> "Env":
-            return self
-
-        def get(self, key: bytes) -> bytes | None:
-            return self.values.get(key)
-
-    module = types.ModuleType("lmdb")
-    module.open, module.Error = Env, OSError
-    return module
-
-
-@pytest.mark.usefixtures("cache")
-@pytest.mark.parametrize(("name", "row", "expected"), LMDB, ids=[entry[0] for entry in LMDB])
-def test_saprots_lmdb_files_read_to_their_labels(
-    name: str, row: Callable, expected: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_lmdb(tmp_path, row)
-    monkeypatch.setitem(sys.modules, "lmdb", fake_lmdb())
-    dataset = got(name, tmp_path)
-    assert labels(dataset) == expected
-    assert [r.sequences[0] for r in dataset.splits["test"]] == [protein(i) for i in range(8, 12)]
-
-
-@pytest.mark.usefixtures("cache")
-def test_saprots_folders_are_found_under_the_root_by_their_own_paths(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_lmdb(tmp_path / "LMDB" / "GO" / "AF2" / "MF" / "normal", LMDB[2][1])
-    write_lmdb(tmp_path / "LMDB" / "DeepLoc" / "cls10" / "normal", LMDB[0][1])
-    write_lmdb(tmp_path / "LMDB" / "HumanPPI" / "normal", LMDB[3][1])
-    monkeypatch.setitem(sys.modules, "lmdb", fake_lmdb())
-    store = DatasetStore(BenchmarksConfig(root=tmp_path), 0, LAYOUTS)
-    for name in ("go_mf", "localisation_10", "ppi_human"):
-        assert store.get(name).source.startswith("SaProt LMDB/")
-    with pytest.raises(DatasetMissing):
-        store.get("go_bp")
-
-
-@pytest.mark.usefixtures("cache")
-def test_without_the_library_lmdb_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_lmdb(tmp_path, LMDB[0][1])
-    monkeypatch.setitem(sys.modules, "lmdb", None)
-    with pytest.raises(UserError, match=r"needs the library lmdb .* convert it to JSON lines"):
-        got("localisation_10", tmp_path)
-
-
 def test_plain_sequences_are_not_taken_for_structure_aware_ones() -> None:
     assert residues_of("MdEvK#") == "MEK"
     assert residues_of("MEK") == "MEK"
@@ -476,57 +341,3 @@ def test_gnn_ppi_reads_pairs_and_draws_those_that_do_not_interact(tmp_path: Path
     seen = {s for split in ("train", "validation") for r in dataset.splits[split] for s in r.sequences}
     assert not seen & {s for r in dataset.splits["test"] for s in r.sequences}
     assert dataset.classes == ("no interaction", "interaction")
-
-
-def raw(name: str, layout: str, root: Path) -> Dataset:
-    """As the layout reads the real files, before preparation."""
-    found = next(entry for entry in LAYOUTS[name] if entry.name.startswith(layout))
-    return found.read(open_files(root / "benchmarks"), found.prefix)
-
-
-@pytest.mark.parametrize(
-    ("name", "layout", "counts", "classes"),
-    [
-        ("fold", "S-PLM", (12_312, 736, 0), 1195),
-        ("thermostability", "FLIP meltome, clusters", (2_940, 0, 1_504), 0),
-        ("ec", "S-PLM", (0, 1_729, 0), 538),
-        ("localisation_10", "DeepLoc", (0, 1_678 - 23, 2_768), 10),
-        ("localisation_2", "DeepLoc", (0, 1_021, 1_746), 2),
-        ("gb1", "FLIP gb1, three_vs_rest", (2_691, 299, 5_743), 0),
-    ],
-)
-def test_real_files_have_the_counts_of_their_description(
-    name: str, layout: str, counts: tuple, classes: int, real_data: Path
-) -> None:
-    dataset = raw(name, layout, real_data)
-    assert tuple(len(dataset.splits[split]) for split in SPLITS) == counts
-    assert len(dataset.classes) == classes
-
-
-def test_real_folds_carry_scopes_names(real_data: Path) -> None:
-    dataset = raw("fold", "S-PLM", real_data)
-    assert dataset.classes[0] == "a.1"
-    assert len(set(dataset.classes)) == 1195
-    assert dataset.splits["train"][0] == Record("d1v4wb_", dataset.splits["train"][0].sequences, 0)
-
-
-def test_real_yeast_proteins_have_the_experimental_terms_of_their_description(real_data: Path) -> None:
-    files = open_files(real_data / "benchmarks")
-    yeast = {header.split()[0].split("|")[2] for header, _ in fasta(files, "yeast_swissprot.fasta.gz")}
-    terms = [(entry, term) for entry, term in experimental_terms(files) if entry in yeast]
-    assert (len({entry for entry, _ in terms}), len(terms)) == (4_858, 26_057)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", sorted(LAYOUTS))
-def test_real_datasets_are_ready_and_their_splits_never_mix(name: str, real_data: Path) -> None:
-    store = DatasetStore(BenchmarksConfig(root=real_data / "benchmarks"), 0, LAYOUTS)
-    try:
-        dataset = store.get(name)
-    except DatasetMissing as missing:
-        pytest.skip(str(missing))
-    parts = [{frozenset(r.sequences) for r in dataset.splits[split]} for split in SPLITS]
-    assert all(parts)
-    assert len(parts[0] | parts[1] | parts[2]) == sum(map(len, parts))
-    assert all(record.cluster >= 0 for record in dataset.splits["test"])
-    assert len({record.cluster for record in dataset.splits["test"]}) > 100
