@@ -15,7 +15,7 @@ from configs.labels import is_lower_better, metric_label
 from configs.loading import load_config
 from eval.comparison import Comparison
 from eval.follow import RunFailed
-from eval.results import Results
+from eval.results import Results, headline
 from eval.service.commands import register as register_service
 from eval.tables import format_difference, format_estimate, format_p, verdict
 from eval.tool_commands import register as register_tools
@@ -149,6 +149,9 @@ def results_table(results: list[Results]) -> Table:
     names = list(dict.fromkeys((r.task, r.metric) for one in shown for r in one.results))
     for task, metric in names:
         table.add_row(metric_label(task, metric), *(format_estimate(one.find(task, metric)) for one in shown))
+    if shown[-1].skipped:
+        table.caption = "report.html has the whole reason of each task that was skipped"
+        table.caption_justify = "left"
     for skipped in shown[-1].skipped:
-        table.add_row(skipped.task, *[""] * (len(shown) - 1), f"skipped: {skipped.reason}")
+        table.add_row(skipped.task, *[""] * (len(shown) - 1), f"skipped: {headline(skipped.reason)}")
     return table

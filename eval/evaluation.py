@@ -33,6 +33,7 @@ from eval.results import (
     Skipped,
     TaskRecord,
     examples_path,
+    headline,
     protocol_sha256,
     read_record,
     record_path,
@@ -197,9 +198,8 @@ class Evaluation:
         write_examples(examples_path(output, task.name), outcome.measurements)
         # The record last: a task without one has not been done.
         write_record(record, output)
-        log.info(
-            "%s: %s %s", self.model.name, task.name, f"skipped: {record.skipped}" if record.skipped else f"{seconds} s"
-        )
+        came = f"skipped: {headline(record.skipped)}" if record.skipped else f"{seconds} s"
+        log.info("%s: %s %s", self.model.name, task.name, came)
         return record
 
     def finish(self, num_embedded: int, seconds: float) -> Results:

@@ -113,6 +113,11 @@ class Results(_Record):
         return next((r for r in self.results if (r.task, r.metric) == (task, metric)), None)
 
 
+def headline(reason: str) -> str:
+    """What a line on the console says of a reason: up to its first semicolon; what was tried and helps follows it."""
+    return reason.split(";", 1)[0]
+
+
 def protocol_sha256(config: EvalConfig, manifest_sha256: str | None) -> str:
     """Hash of the settings that can change a number; where things lie and how fast they run is left out."""
     return _hash(_settings(config, manifest_sha256))

@@ -80,9 +80,9 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
         *tables_layouts(
             "localisation_10",
             "class",
-            ("loc", "location", "label"),
+            ("loc", "location", "localization", "label"),
             f"hf://datasets/proteinea/deeploc, hf://datasets/AI4Protein/DeepLocMulti, "
-            f"{_BIOMAP.format('localization_prediction')}",
+            f"hf://datasets/mila-intel/ProtST-SubcellularLocalization, {_BIOMAP.format('localization_prediction')}",
             mapped=_place,
         ),
     ),
@@ -92,8 +92,9 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
         *tables_layouts(
             "localisation_2",
             "class",
-            ("membrane", "label"),
-            "hf://datasets/proteinea/deeploc and hf://datasets/AI4Protein/DeepLocBinary",
+            ("membrane", "localization", "label"),
+            "hf://datasets/proteinea/deeploc, hf://datasets/AI4Protein/DeepLocBinary and "
+            "hf://datasets/mila-intel/ProtST-BinaryLocalization",
             mapped=_state,
         ),
     ),

@@ -9,9 +9,9 @@ from eval.datasets.files import matching
 from eval.datasets.records import SPLITS, Dataset, Files, Layout, Target
 from eval.datasets.tables import Row, column_of, lmdb_rows, table, tables_of_split
 
-SEQUENCE = ("seq", "sequence", "aa_seq", "primary", "protein", "input", "mutated_sequence", "sequences")
+SEQUENCE = ("seq", "sequence", "aa_seq", "primary", "protein", "input", "mutated_sequence", "sequences", "prot_seq")
 """Columns that hold the sequence, by publisher: biomap and proteinglm, FLIP, AI4Protein, TAPE and proteinea, SaProtHub,
-proteinea's DeepLoc."""
+proteinea's DeepLoc, and, last, ProtST."""
 PAIR = (
     ("seq_1", "seq_2"),
     ("seq1", "seq2"),
@@ -139,8 +139,10 @@ def _sequence_columns(rows: Sequence[Row], target: Target, path: str) -> tuple[s
 
 
 def residues_of(sequence: str) -> str:
-    """Residue letters of a sequence; SaProt's structure-aware form has a lower-case 3Di letter or # after each."""
-    return sequence[::2] if _STRUCTURE_AWARE.fullmatch(sequence) else sequence
+    """Residue letters of a sequence: SaProt's structure-aware form has a lower-case 3Di letter or # after each,
+    ProtST's a space."""
+    letters = "".join(sequence.split())
+    return letters[::2] if _STRUCTURE_AWARE.fullmatch(letters) else letters
 
 
 def mapped_by(names: Mapping[str, str]) -> Callable[[Any], Any]:

@@ -66,3 +66,17 @@ def test_help_shows_an_example(command: str) -> None:
     result = invoke(command, "--help")
     assert result.exit_code == 0
     assert f"python -m eval {command}" in " ".join(result.output.split())
+
+
+def test_the_table_says_in_short_why_a_task_was_skipped_and_where_the_rest_stands(
+    run_and_config: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run, config = run_and_config
+    chosen = ("tasks=[threedi_majority, fluorescence]", f"benchmarks.root={tmp_path}", "-o", tmp_path / "out")
+    result = invoke("run", run / "checkpoints" / "step_00000020", config, *chosen)
+    assert result.exit_code == 0, result.output
+    flat = " ".join(result.output.split())
+    assert "dataset 'fluorescence': not in" in flat
+    assert "looked for" not in flat
+    assert "report.html has the whole reason" in flat
+    assert "looked for" in (tmp_path / "out" / "report.html").read_text()

@@ -57,6 +57,18 @@ TABLES = [
     ("metal_ion", CSV, lambda i: {"name": f"P{i}", "aa_seq": protein(i), "label": i % 2}, [0, 1, 0, 1]),
     ("localisation_10", PARQUET, lambda i: {"seq": protein(i), "label": i % 10}, [8, 9, 0, 1]),
     ("localisation_2", CSV, lambda i: {"aa_seq": protein(i), "label": i % 2}, [0, 1, 0, 1]),
+    (
+        "localisation_10",
+        PARQUET,
+        lambda i: {"prot_seq": " ".join(protein(i)), "localization": i % 10},
+        [8, 9, 0, 1],
+    ),
+    (
+        "localisation_2",
+        PARQUET,
+        lambda i: {"prot_seq": " ".join(protein(i)), "localization": i % 2},
+        [0, 1, 0, 1],
+    ),
     ("ec", CSV, lambda i: {"aa_seq": protein(i), "label": f"{i},{i + 1}"}, [[8, 9], [9, 10], [10, 11], [11, 12]]),
     ("go_mf", PARQUET, lambda i: {"aa_seq": protein(i), "label": [i, 0]}, [[0, 8], [0, 9], [0, 10], [0, 11]]),
     (
