@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from configs.errors import UserError
 from configs.evaluate import EvalConfig
+from data_pipeline.manifest import read_manifest
 from data_pipeline.reader import ShardReader
 from eval.data import EvalData, load_data
 from eval.datasets.registry import LAYOUTS
@@ -291,8 +292,19 @@ def _with_training_shards(config: EvalConfig, checkpoint: Checkpoint | None) -> 
     if config.benchmarks.training_shards is not None or checkpoint is None:
         return config
     shards = Path(checkpoint.config.data.shards)
+    trained_on = checkpoint.state.get("data_sha256")
+    if trained_on is not None and _manifest_sha256(shards) not in (None, trained_on):
+        log.warning("%s: not the shards that %s was trained on; no leakage check on them", shards, checkpoint.path)
+        return config
     benchmarks = config.benchmarks.model_copy(update={"training_shards": shards})
     return config.model_copy(update={"benchmarks": benchmarks})
+
+
+def _manifest_sha256(shards: Path) -> str | None:
+    try:
+        return read_manifest(shards)[1]
+    except UserError:
+        return None
 
 
 def _results_of(

@@ -121,7 +121,8 @@ def tuned_predictions(
             tuning = prepared(trunk, splits["train"], target, num_classes, probe, batch_tokens, half)
             epoch, last, quality = _tune(tuning, splits["train"], splits["validation"], probe, judge, seed)
             scores = tuning.scores(splits["test"])
-        yield Prediction(seed, scores, f"epoch {epoch} of {last}", quality)
+            validation = tuning.scores(splits["validation"]) if splits["validation"] else scores[:0]
+        yield Prediction(seed, scores, f"epoch {epoch} of {last}", quality, validation)
         del trunk, tuning
         gc.collect()
         if device.type == "cuda":

@@ -91,56 +91,94 @@ def find_overlap(
     )
 
 
+@dataclass(frozen=True)
+class Leaks:
+    """What the check says of R test records."""
+
+    known: np.ndarray | None
+    """bool [R]: a training chain is similar to one of the record's proteins; None: not checked."""
+    told: str
+    """For people."""
+    drop: bool
+    """Whether known records are to leave the test split."""
+
+    @property
+    def remark(self) -> str:
+        """The line beside the results."""
+        done = "" if self.known is None else "; dropped" if self.drop else "; flagged"
+        return f"leakage: {self.told}{done}"
+
+
+def find_leaks(
+    name: str,
+    records: Sequence[Sequence[str]],
+    config: BenchmarksConfig,
+    training_shards: Path | None,
+    cache: Path | None = None,
+) -> Leaks:
+    """Which test records of dataset `name`, given as the sequences of each, are of known proteins.
+
+    A pair is known where one of its two proteins is.
+
+    Raises:
+        UserError: `benchmarks.leakage=drop` where the shards cannot be read, or where nothing would remain.
+    """
+    drop = config.leakage == "drop"
+    if config.leakage == "off":
+        return Leaks(None, "not checked (benchmarks.leakage=off)", drop)
+    if training_shards is None:
+        return _unchecked(name, drop, "the training shards are not known; name benchmarks.training_shards")
+    if not records:
+        return Leaks(None, "no test record", drop)
+    try:
+        overlap = find_overlap([sequence for record in records for sequence in record], training_shards, cache=cache)
+    except UserError as error:
+        return _unchecked(name, drop, str(error))
+    owner = np.repeat(np.arange(len(records)), [len(record) for record in records])
+    known = np.bincount(owner, weights=overlap.similar, minlength=len(records)) > 0
+    told = (
+        f"{int(known.sum())} of {len(records)} test records resemble one of {overlap.num_training} training chains "
+        f"(identity >= {MIN_IDENTITY}, coverage >= {COVERAGE})"
+    )
+    if drop and known.all():
+        raise UserError(
+            f"benchmarks.leakage=drop leaves no test record of {name!r}: {told}; use benchmarks.leakage=flag"
+        )
+    return Leaks(known, told, drop)
+
+
 def apply_leakage(
     dataset: Dataset, config: BenchmarksConfig, training_shards: Path | None, cache: Path | None = None
 ) -> tuple[Dataset, str]:
     """The dataset with its test records of known proteins flagged or dropped, and a remark for people.
 
     `flag` adds the group `unseen`, so that metrics are reported on those test records too that no training chain is
-    similar to; `drop` leaves only those in the test split. A pair is known where one of its two proteins is.
+    similar to; `drop` leaves only those in the test split.
 
     Raises:
-        UserError: `drop` where the shards cannot be read, or where nothing would remain.
+        UserError: as `find_leaks`.
     """
-    if config.leakage == "off":
-        return dataset, "leakage: not checked (benchmarks.leakage=off)"
-    if training_shards is None:
-        return _unchecked(dataset, config, "the training shards are not known; name benchmarks.training_shards")
     records = dataset.splits["test"]
-    if not records:
-        return dataset, "leakage: no test record"
-    sequences = [sequence for record in records for sequence in record.sequences]
-    try:
-        overlap = find_overlap(sequences, training_shards, cache=cache)
-    except UserError as error:
-        return _unchecked(dataset, config, str(error))
-    owner = np.repeat(np.arange(len(records)), [len(record.sequences) for record in records])
-    known = np.bincount(owner, weights=overlap.similar, minlength=len(records)) > 0
-    told = (
-        f"{int(known.sum())} of {len(records)} test records resemble one of {overlap.num_training} training chains "
-        f"(identity >= {MIN_IDENTITY}, coverage >= {COVERAGE})"
-    )
-    if config.leakage == "flag":
-        return replace(dataset, groups={**dataset.groups, UNSEEN: ~known}), f"leakage: {told}; flagged"
-    if known.all():
-        raise UserError(
-            f"benchmarks.leakage=drop leaves no test record of {dataset.name!r}: {told}; use benchmarks.leakage=flag"
-        )
-    kept = tuple(record for record, leaks in zip(records, known.tolist(), strict=True) if not leaks)
-    dropped = "\n".join(record.key for record, leaks in zip(records, known.tolist(), strict=True) if leaks)
+    leaks = find_leaks(dataset.name, [record.sequences for record in records], config, training_shards, cache)
+    if leaks.known is None:
+        return dataset, leaks.remark
+    if not leaks.drop:
+        return replace(dataset, groups={**dataset.groups, UNSEEN: ~leaks.known}), leaks.remark
+    kept = tuple(record for record, known in zip(records, leaks.known.tolist(), strict=True) if not known)
+    dropped = "\n".join(record.key for record, known in zip(records, leaks.known.tolist(), strict=True) if known)
     remaining = replace(
         dataset.with_splits(test=kept),
         sha256=hashlib.sha256(f"{dataset.sha256}\ndropped\n{dropped}".encode()).hexdigest(),
-        notes=(*dataset.notes, f"{told}; dropped from the test split"),
-        groups={name: members[~known] for name, members in dataset.groups.items()},
+        notes=(*dataset.notes, f"{leaks.told}; dropped from the test split"),
+        groups={group: members[~leaks.known] for group, members in dataset.groups.items()},
     )
-    return remaining, f"leakage: {told}; dropped"
+    return remaining, leaks.remark
 
 
-def _unchecked(dataset: Dataset, config: BenchmarksConfig, reason: str) -> tuple[Dataset, str]:
-    if config.leakage == "drop":
-        raise UserError(f"benchmarks.leakage=drop cannot be done for {dataset.name!r}: {reason}")
-    return dataset, f"leakage: not checked: {reason}"
+def _unchecked(name: str, drop: bool, reason: str) -> Leaks:
+    if drop:
+        raise UserError(f"benchmarks.leakage=drop cannot be done for {name!r}: {reason}")
+    return Leaks(None, f"not checked: {reason}", drop)
 
 
 @lru_cache(maxsize=32)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,9 +11,8 @@ from eval.masked_rows import MaskedCopies, masked_rows
 from eval.models.batches import SPECIAL_TOKENS, batches_of
 from eval.models.checkpoint_model import CheckpointModel
 from eval.models.protocol import RESIDUES, Precision, ProteinModel
+from eval.models.side_by_side import batch_tokens_on, side_by_side
 
-CPU_TOKENS = 1280
-"""Of one forward pass on a CPU at most: the activations of more leave its caches."""
 _PEER_BATCHES = 16
 """Batches of copies whose tokens are made at once for models that batch themselves."""
 
@@ -125,9 +125,9 @@ def _masked(
             jobs = [(_window(sequences, copy), np.array([copy.position - copy.start])) for copy in batch]
             yield batch, torch.cat(model.masked_log_probs(jobs)).double().numpy()
         return
-    tokens = min(batch_tokens, CPU_TOKENS) if model.device.type == "cpu" else batch_tokens
-    for batch in _batches(copies, tokens):
-        yield batch, _own(model, sequences, batch)
+    batches = list(_batches(copies, batch_tokens_on(model.device, batch_tokens)))
+    tables = side_by_side(partial(_own, model, sequences), batches, model.device)
+    yield from zip(batches, tables, strict=True)
 
 
 def _batches(copies: Sequence[_Copy], batch_tokens: int) -> Iterator[list[_Copy]]:

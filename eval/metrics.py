@@ -34,6 +34,27 @@ def mcc(prediction: np.ndarray, label: np.ndarray) -> float:
     return float((correct.sum() * total - (true * predicted).sum()) / np.sqrt(spread_true * spread_predicted))
 
 
+def mcc_threshold(score: np.ndarray, label: np.ndarray) -> float:
+    """Score [S] above which examples are called positive for the highest Matthews correlation with label (0 or 1) [S].
+
+    In the middle of two neighbouring scores; of equally good thresholds the highest. 0 where nothing can be told: one
+    of the classes is missing, or all scores are equal.
+    """
+    positive = np.asarray(label) > 0
+    total, num_positive = len(positive), float(positive.sum())
+    num_negative = total - num_positive
+    order = np.argsort(-np.asarray(score, dtype=np.float64), kind="stable")
+    ranked = np.asarray(score, dtype=np.float64)[order]
+    cuts = np.flatnonzero(ranked[1:] < ranked[:-1])
+    if num_positive == 0 or num_negative == 0 or not len(cuts):
+        return 0.0
+    called = cuts + 1.0
+    hits = np.cumsum(positive[order])[cuts]
+    covariance = hits * num_negative - (called - hits) * num_positive
+    best = cuts[np.argmax(covariance / np.sqrt(called * (total - called)))]
+    return float((ranked[best] + ranked[best + 1]) / 2)
+
+
 def pearson(prediction: np.ndarray, label: np.ndarray) -> float:
     """Pearson's r of two arrays [S].
 

@@ -107,12 +107,13 @@ def _facts(run: Path, results: list[Results]) -> list[tuple[str, str]]:
         ("trunk", newest.trunk),
         ("checkpoints", f"{len(results)}: step {steps}"),
         ("newest weights", newest.weights_sha256),
-        ("evaluated on shards", newest.manifest_sha256),
-        (
-            "chains",
-            f"{newest.num_test_chains} held out, {newest.num_fit_chains} of split {newest.fit_split!r} for fitting",
-        ),
     ]
+    if newest.manifest_sha256:
+        fitted = f"{newest.num_fit_chains} of split {newest.fit_split!r} for fitting"
+        rows.append(("evaluated on shards", newest.manifest_sha256))
+        rows.append(("chains", f"{newest.num_test_chains} held out, {fitted}"))
+    if newest.num_embedded:
+        rows.append(("embedded", f"{newest.num_embedded:,} sequences, each once"))
     if newest.training_manifest_sha256:
         rows.append(("trained on shards", newest.training_manifest_sha256))
     if status:

@@ -26,6 +26,8 @@ class Prediction:
     """What validation chose, in words."""
     quality: float
     """The metric on validation; NaN or -inf where it has no value there."""
+    validation: Tensor
+    """Scores of the validation rows [V, K] or [V], where thresholds are chosen; without rows where there are none."""
 
 
 def frozen_predictions(
@@ -53,7 +55,8 @@ def frozen_predictions(
         else:
             head = fit_mlp(LOSSES[target], x, labels, num_outputs, judge, validation, probe, seed)
             chosen, quality = f"epoch {head.choice.epoch} of {head.choice.epochs}", head.choice.quality
-        yield Prediction(seed, _scores(head, features, splits["test"], target, num_classes, unit), chosen, quality)
+        scores = _scores(head, features, splits["test"], target, num_classes, unit)
+        yield Prediction(seed, scores, chosen, quality, head.scores(validation))
 
 
 def _scores(

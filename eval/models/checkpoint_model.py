@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 from configs.errors import UserError
 from eval.models.batches import batches_of
 from eval.models.protocol import RESIDUES, Precision
+from eval.models.side_by_side import batch_tokens_on, side_by_side
 from pretrain.batch import Packed
 from pretrain.checkpoints import Checkpoint, open_checkpoint
 from pretrain.model.alignment import AlignmentModel
@@ -37,6 +37,13 @@ class CheckpointModel:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Precision = "float32"
     max_residues: int | None = None
+    encoder: Encoder = field(init=False, repr=False)
+    """The trunk in this model's precision."""
+
+    def __post_init__(self) -> None:
+        trunk = self.model.trunk
+        own = trunk if self.precision == "float32" else copy.deepcopy(trunk).to(torch.bfloat16)
+        object.__setattr__(self, "encoder", own)
 
     @property
     def width(self) -> int:
@@ -49,12 +56,6 @@ class CheckpointModel:
     @property
     def alphabet(self) -> Alphabet:
         return self.model.trunk.shape.alphabet
-
-    @cached_property
-    def encoder(self) -> Encoder:
-        """The trunk in this model's precision."""
-        trunk = self.model.trunk
-        return trunk if self.precision == "float32" else copy.deepcopy(trunk).to(torch.bfloat16)
 
     def at(self, precision: Precision) -> "CheckpointModel":
         """The same weights computing in `precision`."""
@@ -74,12 +75,12 @@ class CheckpointModel:
         """float32 [N, 20] of the unmasked sequences."""
         return self._of_residues(sequences, lambda packed: self.residue_log_probs(self.encoder(packed)))
 
-    @torch.no_grad()
     def masked_log_probs(self, jobs: Sequence[tuple[str, np.ndarray]]) -> list[Tensor]:
         """Per job (sequence, int64 [M] positions hidden together) float32 [M, 20]."""
         tokens = [self.tokens_of(sequence) for sequence, _ in jobs]
         found: list[Tensor] = [torch.empty(0, len(RESIDUES))] * len(jobs)
-        for batch in batches_of([len(t) for t in tokens], self.batch_tokens):
+
+        def fill(batch: list[int]) -> None:
             hidden_at = [torch.from_numpy(jobs[i][1]) + 1 for i in batch]
             masked = [
                 tokens[i].index_fill(0, at, self.alphabet.mask_id) for i, at in zip(batch, hidden_at, strict=True)
@@ -91,6 +92,8 @@ class CheckpointModel:
             parts = self.residue_log_probs(states).cpu().split([len(at) for at in hidden_at])
             for i, part in zip(batch, parts, strict=True):
                 found[i] = part
+
+        self._fill(tokens, fill)
         return found
 
     @torch.no_grad()
@@ -126,16 +129,24 @@ class CheckpointModel:
         columns = torch.from_numpy(self.alphabet.encode(RESIDUES)).to(states.device)
         return self.encoder.lm_logits(states).float().log_softmax(dim=-1).index_select(1, columns)
 
-    @torch.no_grad()
     def _of_residues(self, sequences: Sequence[str], compute: Callable[[Packed], Tensor]) -> list[Tensor]:
         """What `compute` gives [T, K] for packed tokens, cut into the residues of each sequence."""
         tokens = [self.tokens_of(sequence) for sequence in sequences]
         found: list[Tensor] = [torch.empty(0)] * len(sequences)
-        for batch in batches_of([len(t) for t in tokens], self.batch_tokens):
+
+        def fill(batch: list[int]) -> None:
             packed = pack([tokens[i] for i in batch], self.device)
             for i, part in zip(batch, compute(packed).float().cpu().split(packed.lengths), strict=True):
                 found[i] = part[1:-1].clone()
+
+        self._fill(tokens, fill)
         return found
+
+    def _fill(self, tokens: Sequence[Tensor], fill: Callable[[list[int]], None]) -> None:
+        """Run `fill` on the numbers of all token sequences, batch by batch."""
+        batches = list(batches_of([len(t) for t in tokens], batch_tokens_on(self.device, self.batch_tokens)))
+        for _ in side_by_side(fill, batches, self.device):
+            pass
 
 
 @dataclass

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from eval.clusters import sequence_clusters
 from eval.data import Example
 from eval.datasets.contact_sets import ContactChain, contact_set
+from eval.leakage import find_leaks
 from eval.tasks.contact_truth import METHOD, METRICS
 from eval.tasks.protocol import Context, Outcome, TaskFacts, Wants
 
@@ -59,7 +60,7 @@ class ContactTask:
         fit = context.data.fit
         if self.dataset is None:
             return fit, context.data.test, ()
-        test = contact_set(self.dataset, context.config.benchmarks).chains
+        test, leaks = self._benchmark(context)
         labels = sequence_clusters([chain.sequence for chain in (*fit, *test)])
         taken = set(labels[len(fit) :].tolist())
         kept = [example for example, label in zip(fit, labels, strict=False) if int(label) not in taken]
@@ -67,4 +68,15 @@ class ContactTask:
         remark = (
             f"{left_out} chains of the fit split share a sequence cluster with the benchmark and were not fitted on"
         )
-        return kept, test, (remark,) if left_out else ()
+        return kept, test, (leaks, remark) if left_out else (leaks,)
+
+    def _benchmark(self, context: Context) -> tuple[Sequence[ContactChain], str]:
+        """The benchmark's chains without those that are dropped because training saw them, and what the check found."""
+        assert self.dataset is not None
+        config = context.config.benchmarks
+        chains = contact_set(self.dataset, config).chains
+        sequences = [(chain.sequence,) for chain in chains]
+        leaks = find_leaks(self.dataset, sequences, config, config.training_shards, context.config.features.cache)
+        if leaks.known is None or not leaks.drop:
+            return chains, leaks.remark
+        return [chain for chain, known in zip(chains, leaks.known.tolist(), strict=True) if not known], leaks.remark

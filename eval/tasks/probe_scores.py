@@ -10,14 +10,19 @@ from torch import Tensor
 from eval.datasets.records import Target
 from eval.heads.linear import Judge
 from eval.heads.losses import LOSSES, mean_loss
-from eval.metrics import Undefined
+from eval.metrics import Undefined, mcc_threshold
 from eval.weighted_statistics import STATISTICS
 
 LOWER_IS_BETTER = ("rmse",)
 
 
-def columns_of(statistic: str, target: Target, scores: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
+def columns_of(
+    statistic: str, target: Target, scores: Tensor, labels: Tensor, threshold: float | None = None
+) -> dict[str, np.ndarray]:
     """Columns [R, ...] of a statistic, from logits [R, K] or numbers [R] and the labels of `Rows`.
+
+    Args:
+        threshold: of two classes, of the margin of class 1, for predicted classes; None: the more probable class.
 
     Raises:
         Undefined: the statistic ranks two classes, and there are more.
@@ -27,10 +32,24 @@ def columns_of(statistic: str, target: Target, scores: Tensor, labels: Tensor) -
     if LOSSES[target] == "sigmoid":
         return {"scores": torch.sigmoid(scores).numpy(), "labels": labels.numpy()}
     if "score" not in STATISTICS[statistic].columns:
+        if threshold is not None:
+            return {"prediction": (_margin(scores) > threshold).astype(np.int64), "label": labels.numpy()}
         return {"prediction": scores.argmax(dim=-1).numpy(), "label": labels.numpy()}
     if scores.shape[1] != 2:
         raise Undefined(f"{statistic} ranks two classes, got {scores.shape[1]}")
-    return {"score": (scores[:, 1] - scores[:, 0]).double().numpy(), "label": labels.numpy()}
+    return {"score": _margin(scores), "label": labels.numpy()}
+
+
+def best_threshold(scores: Tensor, labels: Tensor) -> float:
+    """The margin of class 1 above which logits [V, 2] of validation rows have the best Matthews correlation.
+
+    Where one class is rare the more probable class is always the other, and says nothing of the ranking.
+    """
+    return mcc_threshold(_margin(scores), labels.numpy()) if len(labels) else 0.0
+
+
+def _margin(scores: Tensor) -> np.ndarray:
+    return (scores[:, 1] - scores[:, 0]).double().numpy()
 
 
 def judge_of(statistic: str, target: Target, labels: Tensor) -> Judge:

@@ -17,7 +17,7 @@ from eval.intervals import Measurement, scored
 from eval.leakage import UNSEEN, apply_leakage
 from eval.metrics import Undefined
 from eval.models.open import device_of
-from eval.tasks.probe_scores import LOWER_IS_BETTER, columns_of, judge_of, of_each
+from eval.tasks.probe_scores import LOWER_IS_BETTER, best_threshold, columns_of, judge_of, of_each
 from eval.tasks.protocol import Context, Outcome, TaskFacts, Wants
 
 Scope = Literal["all", "protein"]
@@ -35,8 +35,8 @@ class Metric:
     name: str
     """In results.json."""
     statistic: str
-    """Of `STATISTICS`: accuracy, macro_f1, mcc (predicted classes); auroc, auprc (score of class 1 of two); fmax, aupr
-    (label sets); spearman, pearson, rmse (numbers)."""
+    """Of `STATISTICS`: accuracy, macro_f1, mcc (predicted classes; mcc of two by the threshold that is best on
+    validation); auroc, auprc (score of class 1 of two); fmax, aupr (label sets); spearman, pearson, rmse (numbers)."""
     scope: Scope = "all"
     """`protein` only for targets that belong to residues."""
 
@@ -156,8 +156,12 @@ def _measurement(
         if not len(defined):
             return None
         return scored(name, "mean", [keys[i] for i in defined], clusters[defined], {"values": values}, prediction.seed)
+    threshold = None
+    if measure.statistic == "mcc" and dataset.target in ("class", "residue_class") and len(dataset.classes) == 2:
+        held_out = labels_of(dataset.splits["validation"], dataset.target, 2)
+        threshold = best_threshold(prediction.validation, held_out)
     try:
-        columns = columns_of(measure.statistic, dataset.target, scores, labels)
+        columns = columns_of(measure.statistic, dataset.target, scores, labels, threshold)
     except Undefined:
         return None
     return scored(name, measure.statistic, keys, clusters, columns, prediction.seed, counts)

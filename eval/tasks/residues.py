@@ -92,8 +92,10 @@ def _binding(name: str, what: str) -> ProbeTask:
         name=name,
         dataset=name,
         measures=BINDING,
-        method=f"residues that bind {what} against all others, over the residues of all proteins together",
+        method=f"residues that bind {what} against all others, over the residues of all proteins together; mcc at the "
+        "threshold that is best on validation",
         label=f"residues that bind {what}",
+        version="2",
     )
 
 

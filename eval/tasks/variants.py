@@ -9,6 +9,7 @@ from configs.evaluate import EvalConfig
 from eval.datasets.assay_store import assays_of
 from eval.datasets.variants import Assay, Assays
 from eval.intervals import Measurement, scored
+from eval.leakage import find_leaks
 from eval.marginals import WildType, marginal_tables
 from eval.metrics import Undefined, auroc, spearman
 from eval.models.protocol import ProteinModel
@@ -57,6 +58,16 @@ def chosen_assays(assays: Sequence[Assay], limit: int | None, seed: int) -> list
         return list(assays)
     drawn = np.sort(np.random.default_rng(seed).permutation(len(assays))[:limit])
     return [assays[i] for i in drawn]
+
+
+def _without_leaks(name: str, assays: Sequence[Assay], config: EvalConfig) -> tuple[list[Assay], str]:
+    """Assays without those that are dropped because training saw their protein, and what the check found."""
+    chosen = config.benchmarks
+    wild_types = [(assay.sequence,) for assay in assays]
+    leaks = find_leaks(name, wild_types, chosen, chosen.training_shards, config.features.cache)
+    if leaks.known is None or not leaks.drop:
+        return list(assays), leaks.remark
+    return [assay for assay, seen in zip(assays, leaks.known.tolist(), strict=True) if not seen], leaks.remark
 
 
 def _numbered(names: Sequence[str]) -> np.ndarray:
@@ -184,13 +195,14 @@ class VariantTask:
         """Score every variant and compare with what was measured."""
         config = context.config
         found = self._assays(context)
-        assays = chosen_assays(found.assays, config.variants.max_assays, config.seed)
+        unseen, leaks = _without_leaks(self.dataset, found.assays, config)
+        assays = chosen_assays(unseen, config.variants.max_assays, config.seed)
         scores = score_variants(context.features.model, assays, config)
         outcome = self.work(assays, scores)
         assert {m.metric for m in outcome.measurements} <= set(self.metrics), self.name
-        remarks = list(outcome.remarks)
-        if len(assays) < len(found.assays):
-            remarks.append(f"{len(assays)} of {len(found.assays)} assays, drawn from seed {config.seed}")
+        remarks = [leaks, *outcome.remarks]
+        if len(assays) < len(unseen):
+            remarks.append(f"{len(assays)} of {len(unseen)} assays, drawn from seed {config.seed}")
         sequences = len({assay.sequence for assay in assays})
         remarks.append(f"{len(assays)} assays of {sequences} wild types, each scored once")
         return Outcome(outcome.measurements, outcome.skipped, remarks=tuple(remarks))

@@ -10,6 +10,7 @@ from torch import nn
 
 from configs.benchmarks import BenchmarksConfig
 from configs.evaluate import ContactConfig, EvalConfig
+from data_pipeline.shards import write_shards
 from eval.data import EvalData, Example
 from eval.intervals import estimate
 from eval.tasks import contact, pair_contact
@@ -17,7 +18,7 @@ from eval.tasks.contact_truth import truth_of
 from eval.tasks.pair_contact import PairHead, fit_pair_head
 from eval.tasks.protocol import Context
 from tests.unit.eval.datasets.test_contact_sets import pdb_text
-from tests.unit.eval.makers import make_example, make_features, train_config
+from tests.unit.eval.makers import make_example, make_features, make_sample, train_config
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 
@@ -150,6 +151,13 @@ def test_benchmark_chains_are_measured_with_heads_fitted_on_other_clusters(tmp_p
         assert not found.artifacts
         assert "CASP, structure files, 2 chains" in task.facts(context).data
     assert examples[0].sequence in pair_contact.SET_TASKS[0].wants(context).residues
+    sample = make_sample("t_A", 0, seed=0, num_residues=len(examples[0].sequence))
+    write_shards(tmp_path / "shards", {"train": [replace(sample, sequence=examples[0].sequence)]}, samples_per_shard=4)
+    strict = settings.benchmarks.model_copy(update={"leakage": "drop", "training_shards": tmp_path / "shards"})
+    context = replace(context, config=settings.model_copy(update={"benchmarks": strict}))
+    found = contact.SET_TASKS[0].run(context)
+    assert len(found.measurements[0].keys) == 1
+    assert found.remarks[0].endswith("dropped")
 
 
 def test_long_chains_do_not_make_pair_tensors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from eval.datasets.records import Dataset, Record, Target
 from eval.features import Features
 from eval.heads.inputs import rows_of
 from eval.intervals import estimate
+from eval.metrics import mcc_threshold
 from eval.models.protocol import RESIDUES
 from eval.tasks.probing import Metric, ProbeTask
 from eval.tasks.protocol import Context
@@ -209,6 +210,27 @@ def test_an_empty_group_and_an_undeclared_one_are_not_measured() -> None:
         "macro_f1",
         "mcc",
     }
+
+
+@pytest.mark.parametrize("protocol", ["frozen", "full"])
+def test_mcc_of_a_rare_class_takes_the_threshold_that_validation_says(protocol: str) -> None:
+    dataset = replace(make_dataset("class", (200, 100, 100)), classes=("no", "yes"))
+    for split in ("train", "validation", "test"):
+        records = dataset.splits[split]
+        # About one in ten.
+        rare = [r.sequences[0].count("W") + 0.8 * (i % 3) > 3.5 for i, r in enumerate(records)]
+        dataset = with_labels(dataset, split, lambda i, rare=rare: int(rare[i]))
+    probe = {"protocol": protocol, "seeds": [0], "epochs": 3, "learning_rate": 1e-2}
+    dataset = replace(dataset, groups={})
+    context, task = make_context(dataset, probe=probe), make_task("class")
+    (prediction,) = task._predictions(context, dataset)
+    found = {m.metric: m.columns for m in task.run(context).measurements}
+    labels = np.array([record.label for record in dataset.splits["validation"]])
+    margin = lambda scores: (scores[:, 1] - scores[:, 0]).double().numpy()  # noqa: E731
+    threshold = mcc_threshold(margin(prediction.validation), labels)
+    assert np.array_equal(found["mcc"]["prediction"], margin(prediction.scores) > threshold)
+    assert np.array_equal(found["accuracy"]["prediction"], prediction.scores.argmax(dim=-1).numpy())
+    assert not np.array_equal(found["mcc"]["prediction"], found["accuracy"]["prediction"])
 
 
 def test_the_unseen_part_of_the_test_split_is_among_the_metrics() -> None:

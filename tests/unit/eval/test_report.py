@@ -101,3 +101,14 @@ def test_smoothing_keeps_constants_and_ends() -> None:
     values = np.arange(40, dtype=np.float64)
     assert np.allclose(smoothed(values, 0.3), values)  # centred windows keep a straight line
     assert smoothed(np.array([1.0])).tolist() == [1.0]
+
+
+def test_a_report_without_shards_says_nothing_of_them(tmp_path: Path) -> None:
+    results = make_results(manifest_sha256=None, fit_split=None, num_fit_chains=0, num_test_chains=0, num_embedded=1234)
+    folder = tmp_path / "eval" / "step_00000100"
+    folder.mkdir(parents=True)
+    write_results(results, folder)
+    text = write_report(tmp_path, tmp_path / "eval").read_text()
+    assert "None" not in text
+    assert "evaluated on shards" not in text
+    assert "1,234 sequences, each once" in text

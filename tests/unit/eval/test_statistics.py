@@ -169,3 +169,25 @@ def test_the_interval_of_group_means_is_as_wide_as_their_spread() -> None:
     found = STATISTICS["grouped_mean"].resampled({"values": means[group], "group": group}, group, 200)(counts)
     # Of 2000 resamples the standard deviation is known to 1.6 %; counting each drawn group once would give 0.76.
     assert found.std() == pytest.approx(means.std() / np.sqrt(200), rel=0.08)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_threshold_of_mcc_is_the_best_of_all(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    label = (random.random(40) < 0.15).astype(int)
+    label[:2] = 0, 1
+    # Rounded: several examples share a score.
+    score = np.round(label + 1.5 * random.standard_normal(40), 1)
+    values = np.unique(score)
+    cuts = (values[1:] + values[:-1]) / 2
+    correlations = [np.corrcoef(score > cut, label)[0, 1] for cut in cuts]
+    threshold = metrics.mcc_threshold(score, label)
+    assert threshold in cuts
+    assert metrics.mcc((score > threshold).astype(int), label) == pytest.approx(max(correlations), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("score", "label"), [([1.0, 2.0], [0, 0]), ([1.0, 2.0], [1, 1]), ([3.0, 3.0, 3.0], [0, 1, 0]), ([], [])]
+)
+def test_where_nothing_can_be_told_the_threshold_is_zero(score: list[float], label: list[int]) -> None:
+    assert metrics.mcc_threshold(np.array(score), np.array(label)) == 0.0

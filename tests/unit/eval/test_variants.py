@@ -1,12 +1,15 @@
 """Zero-shot scores of mutations: sums of log-odds, wild types scored once, and the means over assays."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from configs.benchmarks import BenchmarksConfig, VariantsConfig
+from configs.errors import UserError
 from configs.evaluate import EvalConfig
+from data_pipeline.shards import write_shards
 from eval.datasets.variants import Assay, Collected
 from eval.features import Features
 from eval.intervals import estimate
@@ -14,7 +17,7 @@ from eval.metrics import spearman
 from eval.tasks import variants
 from eval.tasks.protocol import Context, Outcome
 from eval.tasks.variants import CLINICAL_VARIANTS, MUTATION_EFFECT, STABILITY_DDG, chosen_assays, score_variants
-from tests.unit.eval.makers import make_protein_model, train_config
+from tests.unit.eval.makers import make_protein_model, make_sample, train_config
 
 SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQ"
 
@@ -171,3 +174,33 @@ def test_stability_counts_small_proteins_in_the_pooled_correlation_alone(model, 
     within = spearman(pooled.columns["prediction"][:12], pooled.columns["label"][:12])
     assert by_protein.columns["values"].tolist() == pytest.approx([within])
     assert any("1 proteins with fewer than 10" in remark for remark in outcome.remarks)
+
+
+def test_wild_types_that_training_saw_are_told_or_dropped(model, tmp_path: Path) -> None:
+    sequence = "".join(np.random.default_rng(0).choice(list("ACDEFGHIKLMNPQRSTVWY"), size=60))
+    folder = tmp_path / "gym" / "DMS_ProteinGym_substitutions"
+    folder.mkdir(parents=True)
+    reference = ["DMS_id,DMS_filename,UniProt_ID,target_seq,coarse_selection_type"]
+    for key, wild_type in (("A_1", SEQUENCE), ("B_1", sequence)):
+        reference.append(f"{key},{key}.csv,{key[0]},{wild_type},Activity")
+        names = [f"{wild_type[i]}{i + 1}{'W' if wild_type[i] != 'W' else 'A'}" for i in range(5)]
+        rows = [f"{name},{value}" for name, value in zip(names, (1, 3, 2, 5, 4), strict=True)]
+        (folder / f"{key}.csv").write_text("\n".join(["mutant,DMS_score", *rows]) + "\n")
+    (tmp_path / "gym" / "DMS_substitutions.csv").write_text("\n".join(reference) + "\n")
+    seen = replace(make_sample("t_A", 0, seed=0, num_residues=60), sequence=sequence)
+    write_shards(tmp_path / "shards", {"train": [seen]}, samples_per_shard=4)
+    context = context_of(model, tmp_path / "gym")
+
+    def outcome(**changes: object) -> Outcome:
+        benchmarks = context.config.benchmarks.model_copy(update={"training_shards": tmp_path / "shards", **changes})
+        config = context.config.model_copy(update={"benchmarks": benchmarks})
+        return MUTATION_EFFECT.run(replace(context, config=config))
+
+    flagged, dropped = outcome(leakage="flag"), outcome(leakage="drop")
+    for found, keys, end in ((flagged, ("A_1", "B_1"), "flagged"), (dropped, ("A_1",), "dropped")):
+        assert found.remarks[0].startswith("leakage: 1 of 2 test records resemble one of 1 training chains")
+        assert found.remarks[0].endswith(end)
+        assert found.measurements[0].keys == keys
+    assert outcome(leakage="off").remarks[0] == "leakage: not checked (benchmarks.leakage=off)"
+    with pytest.raises(UserError, match="the training shards are not known"):
+        outcome(leakage="drop", training_shards=None)
