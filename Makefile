@@ -29,11 +29,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(RUN) -m cluster run $(DEMO)
 
+# Models of tests are tiny and many tests run several processes, whose threads would wait for each other.
 test: setup
-	$(RUN) -m pytest -m "not long" -q
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -m "not long" -q
 
 faults: setup
-	$(RUN) -m pytest tests/faults -q
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest tests/faults -q
 
 lint: setup
 	$(RUN) -m ruff check .
