@@ -6,8 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +38,10 @@ def start_stage(name: str, command: Sequence[str], log: Path, keep_open: int) ->
     """Start `python -m <command>` with its output in `log`.
 
     The child leads its own process group, so a Ctrl-C at the terminal reaches the campaign alone, which then ends the
-    stages in order. It inherits the file descriptor `keep_open`.
+    stages in order; it hears interrupts even where the campaign does not. It inherits the file descriptor `keep_open`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
+    with log.open("wb") as output, _hearing_interrupts():
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
             stdin=subprocess.DEVNULL,
@@ -86,6 +87,19 @@ def log_tail(log: Path, num_lines: int | None = None) -> list[str]:
     lines = [_ESCAPES.sub("", line).rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
     lines = [line for line in lines if line.strip()]
     return lines if num_lines is None else lines[-num_lines:]
+
+
+@contextlib.contextmanager
+def _hearing_interrupts() -> Iterator[None]:
+    """Scripts start what stands before `&` deaf to SIGINT, and children inherit that; a handler they do not."""
+    deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread()
+    if deaf:
+        signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        if deaf:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _signal_group(stage: Running, signal_number: int) -> None:

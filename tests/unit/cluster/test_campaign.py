@@ -13,7 +13,7 @@ import pytest
 
 from cluster.campaign import expand, run_campaign, stage_hashes
 from cluster.programs import ROOT
-from cluster.stages import last_line, log_tail
+from cluster.stages import GRACE_SECONDS, last_line, log_tail
 from configs.campaign import CampaignConfig, StageConfig
 from configs.errors import UserError
 
@@ -103,6 +103,19 @@ def test_a_failure_ends_the_others_shows_the_log_and_is_run_again(
     assert "never" not in _started(journal)
     assert not any(_alive(int(line.split()[2])) for line in journal.read_text().splitlines())
     assert set(json.loads((tmp_path / "root/campaign.json").read_text())["stages"]) == {"good"}
+
+
+def test_a_campaign_that_is_deaf_to_interrupts_can_still_end_its_stages_by_them(journal: Path, tmp_path: Path) -> None:
+    stages = (_stage("bad", seconds=0.3, code=1), _stage("slow", seconds=60))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    began = time.monotonic()
+    try:
+        assert run_campaign(_campaign(tmp_path, *stages)).exit_code == 1
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - began < GRACE_SECONDS / 2
+    assert "KeyboardInterrupt" in (tmp_path / "root/logs/slow.log").read_text()
 
 
 def test_a_terminated_campaign_ends_its_stages(journal: Path, tmp_path: Path) -> None:
