@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ METHOD = "kmers 1"
 """Changed when other overlaps would be found; kept results of another method are not used."""
 TRAIN = "train"
 _BLOCK = 2**13
+Item = TypeVar("Item")
 log = logging.getLogger("eval")
 
 
@@ -108,6 +110,12 @@ class Leaks:
         done = "" if self.known is None else "; dropped" if self.drop else "; flagged"
         return f"leakage: {self.told}{done}"
 
+    def kept(self, items: Sequence[Item]) -> tuple[Item, ...]:
+        """Those of the R records, or what belongs to them, that stay in the test split."""
+        if self.known is None or not self.drop:
+            return tuple(items)
+        return tuple(item for item, known in zip(items, self.known.tolist(), strict=True) if not known)
+
 
 def find_leaks(
     name: str,
@@ -164,10 +172,9 @@ def apply_leakage(
         return dataset, leaks.remark
     if not leaks.drop:
         return replace(dataset, groups={**dataset.groups, UNSEEN: ~leaks.known}), leaks.remark
-    kept = tuple(record for record, known in zip(records, leaks.known.tolist(), strict=True) if not known)
     dropped = "\n".join(record.key for record, known in zip(records, leaks.known.tolist(), strict=True) if known)
     remaining = replace(
-        dataset.with_splits(test=kept),
+        dataset.with_splits(test=leaks.kept(records)),
         sha256=hashlib.sha256(f"{dataset.sha256}\ndropped\n{dropped}".encode()).hexdigest(),
         notes=(*dataset.notes, f"{leaks.told}; dropped from the test split"),
         groups={group: members[~leaks.known] for group, members in dataset.groups.items()},

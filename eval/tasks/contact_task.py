@@ -77,6 +77,4 @@ class ContactTask:
         chains = contact_set(self.dataset, config).chains
         sequences = [(chain.sequence,) for chain in chains]
         leaks = find_leaks(self.dataset, sequences, config, config.training_shards, context.config.features.cache)
-        if leaks.known is None or not leaks.drop:
-            return chains, leaks.remark
-        return [chain for chain, known in zip(chains, leaks.known.tolist(), strict=True) if not known], leaks.remark
+        return leaks.kept(chains), leaks.remark

@@ -60,14 +60,12 @@ def chosen_assays(assays: Sequence[Assay], limit: int | None, seed: int) -> list
     return [assays[i] for i in drawn]
 
 
-def _without_leaks(name: str, assays: Sequence[Assay], config: EvalConfig) -> tuple[list[Assay], str]:
+def _without_leaks(name: str, assays: Sequence[Assay], config: EvalConfig) -> tuple[Sequence[Assay], str]:
     """Assays without those that are dropped because training saw their protein, and what the check found."""
     chosen = config.benchmarks
     wild_types = [(assay.sequence,) for assay in assays]
     leaks = find_leaks(name, wild_types, chosen, chosen.training_shards, config.features.cache)
-    if leaks.known is None or not leaks.drop:
-        return list(assays), leaks.remark
-    return [assay for assay, seen in zip(assays, leaks.known.tolist(), strict=True) if not seen], leaks.remark
+    return leaks.kept(assays), leaks.remark
 
 
 def _numbered(names: Sequence[str]) -> np.ndarray:
