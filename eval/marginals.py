@@ -2,19 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
 import torch
 
-from eval.masked_rows import MaskedCopies, masked_rows
+from eval.masked_rows import masked_rows
 from eval.models.batches import SPECIAL_TOKENS, batches_of
 from eval.models.checkpoint_model import CheckpointModel
 from eval.models.protocol import RESIDUES, Precision, ProteinModel
 from eval.models.side_by_side import batch_tokens_on, side_by_side
+from eval.shared_layer import SharedLayer
 
 _PEER_BATCHES = 16
 """Batches of copies whose tokens are made at once for models that batch themselves."""
+
+_KEPT_LAYERS = 4
+"""First layers of wild types that are remembered: neighbouring batches, on two threads, share one."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +131,8 @@ def _masked(
             yield batch, torch.cat(model.masked_log_probs(jobs)).double().numpy()
         return
     batches = list(_batches(copies, batch_tokens_on(model.device, batch_tokens)))
-    tables = side_by_side(partial(_own, model, sequences), batches, model.device)
-    yield from zip(batches, tables, strict=True)
+    rows = side_by_side(_OwnMarginals(model, sequences), batches, model.device)
+    yield from zip(batches, rows, strict=True)
 
 
 def _batches(copies: Sequence[_Copy], batch_tokens: int) -> Iterator[list[_Copy]]:
@@ -136,16 +141,23 @@ def _batches(copies: Sequence[_Copy], batch_tokens: int) -> Iterator[list[_Copy]
         yield [copies[i] for i in batch]
 
 
-def _own(model: CheckpointModel, sequences: Sequence[str], copies: Sequence[_Copy]) -> np.ndarray:
-    windows = [(copy.sequence, copy.start) for copy in copies]
-    distinct = {key: i for i, key in enumerate(dict.fromkeys(windows))}
-    first = {(copy.sequence, copy.start): copy for copy in reversed(copies)}
-    masked = MaskedCopies(
-        wild_types=tuple(model.tokens_of(_window(sequences, first[key])) for key in distinct),
-        sources=tuple(distinct[key] for key in windows),
-        places=tuple(copy.position - copy.start + 1 for copy in copies),
-    )
-    return model.residue_log_probs(masked_rows(model.encoder, masked)).double().cpu().numpy()
+class _OwnMarginals:
+    """Float64 [B, 20] of copies, by our own trunk; what copies of a window share is kept from batch to batch."""
+
+    def __init__(self, model: CheckpointModel, sequences: Sequence[str]) -> None:
+        self._model, self._sequences = model, sequences
+        self._layer = lru_cache(_KEPT_LAYERS)(self._computed_layer)
+
+    def __call__(self, copies: Sequence[_Copy]) -> np.ndarray:
+        groups = []
+        for window, group in groupby(copies, key=lambda copy: (copy.sequence, copy.start, copy.length)):
+            groups.append((self._layer(*window), [copy.position - copy.start + 1 for copy in group]))
+        rows = masked_rows(self._model.encoder, groups)
+        return self._model.residue_log_probs(rows).double().cpu().numpy()
+
+    def _computed_layer(self, sequence: int, start: int, length: int) -> SharedLayer:
+        tokens = self._model.tokens_of(self._sequences[sequence][start : start + length])
+        return SharedLayer.of(self._model.encoder, tokens)
 
 
 def _window(sequences: Sequence[str], copy: _Copy) -> str:

@@ -1,113 +1,74 @@
 """States of masked positions of our own trunks, without the work whose result nobody looks at or everybody shares.
 
-Copies of a sequence that differ in one masked position have the same first projections everywhere else, and of the last
-layer only the masked row is wanted: its query, its attention output, its feed-forward. What comes out is what a forward
-pass over every copy gives at these rows.
+Copies of a sequence that differ in one masked position share most of their first layer, and of the last layer only the
+masked row is wanted: its query, its attention output, its feed-forward. What comes out is what a forward pass over
+every copy gives at these rows.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.model.attention import Layout, SelfAttention, choose_backend, packed_attention, rotate
-from pretrain.model.encoder import TRAINED_MASK_RATIO, Encoder
+from eval.shared_layer import SharedLayer
+from pretrain.model.attention import Layout, choose_backend, rotate
+from pretrain.model.encoder import Encoder
 from pretrain.model.layers import Layer
 from pretrain.model.linear import linear
 
 
-@dataclass(frozen=True)
-class MaskedCopies:
-    """Copies of wild types, one masked token each."""
+def masked_rows(encoder: Encoder, groups: Sequence[tuple[SharedLayer, Sequence[int]]]) -> Tensor:
+    """[B, D]: the aligned state at the masked token of each of B copies.
 
-    wild_types: tuple[Tensor, ...]
-    """int64 [n] each: distinct token sequences, special tokens included."""
-    sources: tuple[int, ...]
-    """Which wild type each of B copies is of; copies of one length stand together."""
-    places: tuple[int, ...]
-    """Which of its tokens is masked."""
-
-
-def masked_rows(encoder: Encoder, copies: MaskedCopies) -> Tensor:
-    """[B, D]: the aligned state at the masked token of each copy."""
+    Args:
+        groups: first layers of wild types, and which token is masked in each copy of them.
+    """
     device = encoder.embedding.weight.device
-    lengths = [len(copies.wild_types[source]) for source in copies.sources]
+    lengths = [len(shared.embedded) for shared, places in groups for _ in places]
     starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
-    rows = (starts + torch.tensor(copies.places)).to(device)
+    rows = (starts + torch.tensor([place for _, places in groups for place in places])).to(device)
     backend = choose_backend(encoder.attention, device, encoder.embedding.weight.dtype, encoder.shape.head_width)
     layout = Layout.of(lengths, encoder.rotary, device, backend)
-    base, masked = _embedded(encoder, copies.wild_types)
-    begins = torch.tensor([0, *(len(tokens) for tokens in copies.wild_types[:-1])]).cumsum(0)
-    source = torch.cat([torch.arange(n) + begins[s] for s, n in zip(copies.sources, lengths, strict=True)]).to(device)
-    # The masked token's embedding does not depend on its place or sequence but for token dropout, which makes it zero.
-    hidden = base.index_select(0, source).index_copy_(0, rows, masked.expand(len(rows), -1))
-    for number, layer in enumerate(encoder.layers[:-1]):
-        if number == 0:
-            hidden = _first_layer(layer, hidden, base, masked, source, rows, layout)
-        else:
-            hidden = layer(hidden, layout)
+    chosen = [(shared, torch.tensor(places, device=device)) for shared, places in groups]
+    hidden = torch.cat([shared.streams(places).flatten(0, 1) for shared, places in chosen])
+    if len(encoder.layers) > 1:
+        mixed = torch.cat([shared.attended(places).flatten(0, 1) for shared, places in chosen])
+        hidden = _rest(encoder.layers[0], hidden, mixed)
+    for layer in encoder.layers[1:-1]:
+        hidden = layer(hidden, layout)
     return encoder.final_norm(_last_layer(encoder.layers[-1], hidden, rows, layout))
 
 
-def _embedded(encoder: Encoder, wild_types: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Embeddings of all wild types' tokens [T, D], as they are with one token masked, and of that token [1, D]."""
-    weight, esm2 = encoder.embedding.weight, encoder.shape.family == "esm2"
-    base = encoder.embedding(torch.cat(list(wild_types)).to(weight.device))
-    masked = weight[encoder.shape.alphabet.mask_id][None]
-    if not esm2:
-        return base, masked
-    sizes = torch.tensor([len(tokens) for tokens in wild_types])
-    scale = ((1 - TRAINED_MASK_RATIO) / (1 - 1 / sizes)).repeat_interleave(sizes).to(base)
-    return base * scale[:, None], torch.zeros_like(masked)
-
-
-def _first_layer(
-    layer: Layer, hidden: Tensor, base: Tensor, masked: Tensor, source: Tensor, rows: Tensor, layout: Layout
-) -> Tensor:
-    """The layer's output [T, D], with projections computed once for each token of a wild type."""
-    shared = _project(layer.attention, layer.attention_norm(base)).index_select(0, source)
-    own = _project(layer.attention, layer.attention_norm(masked))
-    qkv = shared.index_copy_(0, rows, own.expand(len(rows), -1))
-    mixed = packed_attention(qkv.view(len(qkv), 3, layer.attention.heads, -1), layout)
-    return _rest(layer, hidden, mixed)
-
-
 def _last_layer(layer: Layer, hidden: Tensor, rows: Tensor, layout: Layout) -> Tensor:
-    """The layer's output [B, D] at `rows`, one in each protein; keys and values alone are needed everywhere."""
+    """The layer's output [B, D] at `rows`, one in each protein; only keys are needed everywhere.
+
+    Probabilities of a row sum to one, so the values' projection comes after they are mixed: of one row in place of all.
+    """
     attention, normed = layer.attention, layer.attention_norm(hidden)
     width, heads = hidden.shape[1], attention.heads
-    weight, bias = attention.qkv.weight, attention.qkv.bias
-    query = linear(normed[rows], weight[:width], None if bias is None else bias[:width])
-    key, value = linear(normed, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
+    (query_weight, key_weight, value_weight), bias = attention.qkv.weight.split(width), attention.qkv.bias
+    query_bias, key_bias, value_bias = (None, None, None) if bias is None else bias.split(width)
+    query = linear(normed[rows], query_weight, query_bias)
+    key = linear(normed, key_weight, key_bias)
     if attention.normalised:
         query, key = attention.query_norm(query), attention.key_norm(key)
     query = rotate(query.view(len(rows), heads, -1), layout.rotary[rows])
-    key = rotate(key.reshape(len(hidden), heads, -1), layout.rotary)
-    value = value.view(len(hidden), heads, -1)
+    key = rotate(key.view(len(hidden), heads, -1), layout.rotary)
     mixed, begin, first = [], 0, 0
     for length, group in groupby(layout.lengths):
         count = len(list(group))
-        part = slice(begin, begin + count * length)
-        q = query[first : first + count].unsqueeze(2)
-        k, v = (x[part].unflatten(0, (count, length)).transpose(1, 2) for x in (key, value))
-        mixed.append(F.scaled_dot_product_attention(q, k, v).squeeze(2))
-        begin, first = part.stop, first + count
-    return _rest(layer, hidden[rows], torch.cat(mixed))
+        part, own = slice(begin, begin + count * length), slice(first, first + count)
+        scores = torch.einsum("bhd,bnhd->bhn", query[own], key[part].unflatten(0, (count, length)))
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        probabilities = (scores.to(wide) * query.shape[-1] ** -0.5).softmax(-1).to(normed.dtype)
+        mixed.append(probabilities @ normed[part].unflatten(0, (count, length)))
+        begin, first = part.stop, own.stop
+    values = torch.einsum("bhw,hdw->bhd", torch.cat(mixed), value_weight.unflatten(0, (heads, -1))).flatten(1)
+    return _rest(layer, hidden[rows], values if value_bias is None else values + value_bias)
 
 
 def _rest(layer: Layer, hidden: Tensor, mixed: Tensor) -> Tensor:
-    """What follows attention [T, H, d] in a layer."""
+    """What follows attention [T, D] or [T, H, d] in a layer."""
     hidden = torch.add(hidden, layer.attention.out(mixed.flatten(1)), alpha=layer.residual_scale)
     return torch.add(hidden, layer.ffn(layer.ffn_norm(hidden)), alpha=layer.residual_scale)
-
-
-def _project(attention: SelfAttention, normed: Tensor) -> Tensor:
-    """[T, 3D]: queries, keys and values, normalised where the family does so, not rotated."""
-    qkv = attention.qkv(normed)
-    if not attention.normalised:
-        return qkv
-    query, key, value = qkv.chunk(3, dim=-1)
-    return torch.cat((attention.query_norm(query), attention.key_norm(key), value), dim=-1)

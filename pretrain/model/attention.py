@@ -11,6 +11,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.attention.varlen import varlen_attn
 
 from configs.errors import UserError
+from pretrain.model import half_attention
 from pretrain.model.linear import Linear
 from pretrain.model.shape import NORM_EPS, ROTARY_BASE, TrunkShape
 
@@ -110,7 +111,7 @@ def packed_attention(qkv: Tensor, layout: Layout) -> Tensor:
     """Softmax attention within each protein: the one place that runs a backend.
 
     Args:
-        qkv: [T, 3, H, d], queries and keys not yet rotated; on a CPU they are rotated where they lie.
+        qkv: [T, 3, H, d], queries and keys not yet rotated; on a CPU they may be rotated where they lie.
 
     Returns:
         [T, H, d].
@@ -151,6 +152,8 @@ def _heads_first(x: Tensor, rows: slice, shape: tuple[int, int]) -> Tensor:
 
 @torch.compiler.disable
 def _cpu_attention(qkv: Tensor, layout: Layout) -> Tensor:
+    if not (torch.is_grad_enabled() and qkv.requires_grad) and half_attention.helps(qkv):
+        return half_attention.half_attention(qkv, layout.rotary, layout.lengths)
     return _CpuAttention.apply(qkv, layout.rotary, layout.lengths)
 
 
@@ -192,6 +195,21 @@ class _CpuAttention(torch.autograd.Function):
                 _heads_first(into, rows, shape).copy_(part)
         _turn(found[:, :2], rotary, -1)
         return found, None, None
+
+
+def attention_with_log_sums(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax attention [H, n, d] of one protein's rotated [H, n, d] each, and the log [H, n] of its denominators."""
+    if query.device.type == "cpu":
+        parts = (x.unsqueeze(0) for x in (query, key, value))
+        mixed, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts)
+        return mixed[0], log_sums[0]
+    return _written_out(query, key, value)
+
+
+def _written_out(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(1, 2)
+    log_sums = scores.logsumexp(-1)
+    return (scores - log_sums[..., None]).exp() @ value, log_sums
 
 
 def _turn(x: Tensor, rotary: Tensor, direction: int) -> None:

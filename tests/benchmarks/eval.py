@@ -55,7 +55,7 @@ def main() -> None:
     """Run the contest and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--assays", type=int, default=20)
-    parser.add_argument("--positions", type=int, default=4, help="Of each wild type, drawn once.")
+    parser.add_argument("--positions", type=int, default=8, help="Of each wild type, drawn once.")
     parser.add_argument("--bf16-positions", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

@@ -9,6 +9,7 @@ import torch
 from eval.marginals import WildType, marginal_tables, window_start
 from eval.models.checkpoint_model import CheckpointModel
 from eval.models.protocol import ProteinModel
+from pretrain.model.encoder import Encoder
 from tests.unit.eval.makers import make_protein_model, train_config
 
 FIRST, SECOND = "MKTAYIAKQRQISFVKSHFSRQ", "ACDEFGHIKLMNPQRSTVWYXACDEFGHIKL"
@@ -93,9 +94,9 @@ def test_duplicate_wild_types_are_computed_once(tmp_path: Path, monkeypatch: pyt
 
     model, counted = model_of(tmp_path), []
 
-    def counting(encoder: object, copies: marginals.MaskedCopies) -> torch.Tensor:
-        counted.extend(copies.places)
-        return honest(encoder, copies)
+    def counting(encoder: object, groups: list) -> torch.Tensor:
+        counted.extend(place for _, places in groups for place in places)
+        return honest(encoder, groups)
 
     honest = marginals.masked_rows
     monkeypatch.setattr(marginals, "masked_rows", counting)
@@ -105,6 +106,26 @@ def test_duplicate_wild_types_are_computed_once(tmp_path: Path, monkeypatch: pyt
     np.testing.assert_array_equal(first, third)
     assert np.isnan(first[3]).all()
     assert np.isfinite(second[[2, 3]]).all()
+
+
+def test_the_first_layer_of_a_wild_type_is_computed_once_for_all_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eval import marginals
+
+    model, made = model_of(tmp_path), []
+
+    class Counting(marginals.SharedLayer):
+        @classmethod
+        def of(cls, encoder: Encoder, tokens: torch.Tensor) -> marginals.SharedLayer:
+            made.append(len(tokens))
+            return super().of(encoder, tokens)
+
+    monkeypatch.setattr(marginals, "SharedLayer", Counting)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    jobs = [WildType(FIRST, np.arange(len(FIRST))), WildType(SECOND, np.array([3, 30]))]
+    marginal_tables(model, jobs, "masked", 64, 50)
+    assert sorted(made) == sorted([len(FIRST) + 2, len(SECOND) + 2])
 
 
 def test_bfloat16_stays_close(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def test_the_gradient_of_attention_is_that_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda x: packed_attention(x.clone(), layout), qkv)
 
 
-def test_bf16_attention_rotates_in_float32() -> None:
+def test_bf16_attention_rotates_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention.half_attention, "helps", lambda _: False)
     qkv = make_qkv(torch.bfloat16)
     rotated = rotate(qkv[:, :2].float(), make_layout().rotary).bfloat16()
     packed_attention(qkv, make_layout())
@@ -155,3 +156,11 @@ def test_varlen_that_cannot_be_had_is_a_users_error(
     with pytest.raises(UserError, match=said) as raised:
         choose_backend("varlen", device, dtype, width)
     assert "engine.attention=sdpa" in str(raised.value)
+
+
+def test_log_sums_are_of_the_denominators_and_alike_on_every_device() -> None:
+    query, key, value = make_qkv(torch.float64).permute(1, 2, 0, 3)
+    scores = query @ key.transpose(1, 2) * WIDTH**-0.5
+    for found in (attention.attention_with_log_sums(query, key, value), attention._written_out(query, key, value)):
+        torch.testing.assert_close(found[0], scores.softmax(-1) @ value)
+        torch.testing.assert_close(found[1], scores.logsumexp(-1))

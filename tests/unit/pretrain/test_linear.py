@@ -61,6 +61,17 @@ def test_other_types_and_tracing_take_torchs_own_product() -> None:
     assert linear(x[:0], weight, bias).shape == (0, 16)
 
 
+@pytest.mark.skipif(not module.HAS_ONEDNN, reason="this build of torch has no oneDNN")
+@pytest.mark.parametrize("biased", [True, False])
+def test_bfloat16_without_gradients_is_torchs_product_bit_by_bit(biased: bool) -> None:
+    x, weight, bias = tensors((70, 96, 64), torch.bfloat16)
+    with torch.no_grad():
+        assert fits_onednn(x, weight)
+        ours = linear(x, weight, bias if biased else None)
+        assert torch.equal(ours, F.linear(x, weight, bias if biased else None))
+    assert not ours.requires_grad
+
+
 def test_the_layer_is_an_nn_linear_with_its_names() -> None:
     layer = Linear(8, 16)
     assert isinstance(layer, nn.Linear)
