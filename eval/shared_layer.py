@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pretrain.model.attention import SelfAttention, attention_with_log_sums, rotate
+from pretrain.model.attention import attention_with_log_sums, rotate
 from pretrain.model.encoder import TRAINED_MASK_RATIO, Encoder
 
 _SOUND_SHARE = 0.9
@@ -52,8 +52,7 @@ class SharedLayer:
         """For int64 [n]: special tokens included, one of them masked in each copy."""
         layer, n = encoder.layers[0], len(tokens)
         embedded = _embedded(encoder, tokens)
-        qkv = _projected(layer.attention, layer.attention_norm(embedded))
-        qkv = qkv.view(n + 1, 3, layer.attention.heads, -1)
+        qkv = layer.attention.project(layer.attention_norm(embedded))
         qkv = qkv if qkv.dtype == torch.float64 else qkv.float()
         rotary = torch.view_as_real(encoder.rotary(torch.arange(n, device=qkv.device)))
         # The mask stands at every place, and its value once.
@@ -121,12 +120,3 @@ def _embedded(encoder: Encoder, tokens: Tensor) -> Tensor:
         embedded[:-1] *= (1 - TRAINED_MASK_RATIO) / (1 - 1 / len(tokens))
         embedded[-1] = 0
     return embedded
-
-
-def _projected(attention: SelfAttention, normed: Tensor) -> Tensor:
-    """[T, 3D]: queries, keys and values, normalised where the family does so, not rotated."""
-    qkv = attention.qkv(normed)
-    if not attention.normalised:
-        return qkv
-    query, key, value = qkv.chunk(3, dim=-1)
-    return torch.cat((attention.query_norm(query), attention.key_norm(key), value), dim=-1)

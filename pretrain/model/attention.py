@@ -258,14 +258,18 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, maps: list[list[Tensor]] | None = None) -> Tensor:
         """[T, D] -> [T, D]; when `maps` is given, this layer's probabilities (per protein [H, n, n]) are appended."""
-        qkv = self.qkv(x)
-        if self.normalised:
-            query, key, value = qkv.chunk(3, dim=-1)
-            qkv = torch.cat((self.query_norm(query), self.key_norm(key), value), dim=-1)
-        qkv = qkv.view(x.shape[0], 3, self.heads, -1)
+        qkv = self.project(x)
         if maps is None:
             mixed = packed_attention(qkv, layout)
         else:
             mixed, layer_maps = explicit_attention(qkv, layout)
             maps.append(layer_maps)
         return self.out(mixed.flatten(1))
+
+    def project(self, x: Tensor) -> Tensor:
+        """[T, D] -> [T, 3, H, d]: queries, keys and values, the first two normalised where the family does so."""
+        qkv = self.qkv(x)
+        if self.normalised:
+            query, key, value = qkv.chunk(3, dim=-1)
+            qkv = torch.cat((self.query_norm(query), self.key_norm(key), value), dim=-1)
+        return qkv.view(x.shape[0], 3, self.heads, -1)
