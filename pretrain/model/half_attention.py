@@ -10,7 +10,7 @@ products; probabilities are rounded to bfloat16, as in torch's kernel. Forward o
 import torch
 from torch import Tensor
 
-from pretrain.model.linear import HAS_ONEDNN
+from pretrain.model.linear import has_matrix_units, multiplies_bf16
 
 _MARGIN = 17.0
 """exp(-17) is 2 ** -24.5."""
@@ -23,10 +23,8 @@ _FEWEST_PRODUCTS = 1.25e6
 
 def helps(x: Tensor) -> bool:
     """Whether attention without gradients of x is faster here than in torch's own kernel."""
-    if not HAS_ONEDNN or x.dtype != torch.bfloat16 or x.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16")) and not found.get("amx_tile")
+    suits = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return suits and multiplies_bf16() and not has_matrix_units()
 
 
 def half_attention(qkv: Tensor, rotary: Tensor, lengths: tuple[int, ...]) -> Tensor:

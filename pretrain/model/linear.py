@@ -14,6 +14,21 @@ from torch import Tensor, nn
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16, and oneDNN is there to use them."""
+    return HAS_ONEDNN and _has("avx512_bf16")
+
+
+def has_matrix_units() -> bool:
+    """Whether this CPU has AMX."""
+    return _has("amx_tile")
+
+
+def _has(instructions: str) -> bool:
+    """Whether torch knows the CPU to have them; older versions do not say."""
+    return bool(getattr(torch.cpu, "get_capabilities", dict)().get(instructions))
+
+
 class Linear(nn.Linear):
     """`nn.Linear` with the products of this module; adapters and wrappers that know nn.Linear know it too."""
 
@@ -35,11 +50,15 @@ def fits_onednn(x: Tensor, weight: Tensor) -> bool:
         HAS_ONEDNN
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype
-        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and not torch.is_grad_enabled()))
+        and (x.dtype == torch.float32 or _half_without_gradients(x))
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
+
+
+def _half_without_gradients(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16 and not torch.is_grad_enabled() and multiplies_bf16()
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.model import linear as module
-from pretrain.model.linear import Linear, fits_onednn, linear
+from pretrain.model.linear import Linear, fits_onednn, linear, multiplies_bf16
 
 # (rows, inputs, outputs): either side the wider, one row, one output, sizes of no round number.
 SIZES = pytest.mark.parametrize("size", [(50, 24, 96), (50, 96, 24), (1, 33, 17), (257, 40, 1), (300, 320, 960)])
@@ -61,7 +61,7 @@ def test_other_types_and_tracing_take_torchs_own_product() -> None:
     assert linear(x[:0], weight, bias).shape == (0, 16)
 
 
-@pytest.mark.skipif(not module.HAS_ONEDNN, reason="this build of torch has no oneDNN")
+@pytest.mark.skipif(not multiplies_bf16(), reason="this CPU has no instructions for products of bfloat16")
 @pytest.mark.parametrize("biased", [True, False])
 def test_bfloat16_without_gradients_is_torchs_product_bit_by_bit(biased: bool) -> None:
     x, weight, bias = tensors((70, 96, 64), torch.bfloat16)
@@ -70,6 +70,16 @@ def test_bfloat16_without_gradients_is_torchs_product_bit_by_bit(biased: bool) -
         ours = linear(x, weight, bias if biased else None)
         assert torch.equal(ours, F.linear(x, weight, bias if biased else None))
     assert not ours.requires_grad
+
+
+def test_bfloat16_is_left_to_torch_where_the_cpu_does_not_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, _ = tensors((5, 8, 16), torch.bfloat16)
+    with torch.no_grad():
+        for capabilities in ({"avx512_bf16": False}, {}):
+            monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
+            assert not fits_onednn(x, weight)
+        monkeypatch.delattr(torch.cpu, "get_capabilities")
+        assert not fits_onednn(x, weight)
 
 
 def test_the_layer_is_an_nn_linear_with_its_names() -> None:
